@@ -1,0 +1,87 @@
+//! Decoder for NWC containers: neural-network weights, compressed with an entropy-coded (trellis) quantiser.
+//!
+//! `no_std`, no allocation, no unsafe code, no panics, no recursion. Everything a decoder needs is either in the
+//! container, in a fixed-size struct, or in memory that the caller gives after asking how much it must be
+//! ([`Codec::required_scratch`], [`Tensor::elements`], [`Tile::elements`]).
+//!
+//! The format is specified in `docs/bitstream.md` of the repository; comments of the form "§8.2" cite its sections.
+//!
+//! # From bytes to weights
+//!
+//! [`Container::open`] checks the header, the directory and the codecs. [`Container::tensors`] walks the directory;
+//! a [`Tensor`] is raw bytes, an alias of another tensor, or coded. A coded tensor is cut into tiles that decode
+//! on their own, given the [`Tables`] of its codec:
+//!
+//! ```
+//! use nwc_decode_core::{Checks, Coding, Container, Limits, Scratch, Tables};
+//!
+//! # fn main() -> Result<(), nwc_decode_core::Error> {
+//! # let file = include_bytes!("../testdata/example.nwc");
+//! let container = Container::open(file, &Limits::default())?;
+//! for tensor in container.tensors() {
+//!     if tensor.coding() != Coding::Coded {
+//!         continue;
+//!     }
+//!     let coded = tensor.coded()?;
+//!     let codec = container.codec(coded.codec_index())?;
+//!
+//!     // A direct look-up is fastest; fewer bits take less memory and search (§6.2 does not say how to find a symbol).
+//!     let need = codec.required_scratch(codec.precision());
+//!     let (mut words, mut bytes) = (vec![0; need.words], vec![0; need.bytes]);
+//!     let scratch = Scratch { words: &mut words, bytes: &mut bytes };
+//!     let tables = Tables::expand(&codec, codec.precision(), scratch)?;
+//!
+//!     let mut weights = vec![0f32; tensor.elements()];
+//!     coded.decode(&tables, Checks::All, &mut weights)?;
+//!     println!("{} begins with {}", tensor.name(), weights[0]);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::as_conversions
+    )
+)]
+
+#[cfg(test)]
+extern crate std;
+
+mod bytes;
+mod codec;
+mod coded;
+mod container;
+mod crc;
+mod directory;
+mod dtype;
+mod error;
+mod num;
+mod rans;
+mod scale;
+mod synthesis;
+mod tables;
+mod tile;
+
+pub use codec::{Codec, Quantiser, SideTable, Synthesis};
+pub use coded::{Checks, CodedTensor, Tile, TileRegion};
+pub use container::{Attachment, Attachments, Container, Limits, SectionKind};
+pub use crc::Crc32;
+pub use directory::{Coding, Name, Tensor, TensorIter};
+pub use dtype::DType;
+pub use error::Error;
+pub use num::Element;
+pub use scale::{SCALE_CODE_MAX, SCALE_CODE_MIN, scale};
+pub use tables::{MAX_LEVEL, Scratch, ScratchSize, Tables, frequencies};
+pub use tile::{CHUNK_ROWS, Chunk, MAX_LANES, SeekPoint, TileDecoder};
+
+/// The container version that this decoder reads (§2.1).
+pub const FORMAT_VERSION: u16 = 0;

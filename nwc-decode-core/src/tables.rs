@@ -1,0 +1,283 @@
+//! Probability tables, expanded for decoding (§4.3, §6.2).
+
+use core::cell::Cell;
+
+use crate::codec::{Codec, Quantiser, SideTable};
+use crate::{Error, num};
+
+/// The largest level of a symbol in a stored table (§4.2).
+pub const MAX_LEVEL: u8 = 127;
+
+/// Words that describe one table: where its entries begin, and the value of symbol 0.
+pub(crate) const DESCRIPTOR_WORDS: usize = 2;
+
+/// Memory that [`Tables::expand`] works in.
+#[derive(Debug)]
+pub struct Scratch<'s> {
+    /// At least [`ScratchSize::words`] long; what it holds does not matter.
+    pub words: &'s mut [u32],
+    /// At least [`ScratchSize::bytes`] long; what it holds does not matter.
+    pub bytes: &'s mut [u8],
+}
+
+/// How much [`Scratch`] is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScratchSize {
+    /// Number of 32-bit words.
+    pub words: usize,
+    /// Number of bytes.
+    pub bytes: usize,
+}
+
+impl ScratchSize {
+    /// Bytes in all.
+    pub const fn total_bytes(&self) -> usize {
+        self.words.saturating_mul(4).saturating_add(self.bytes)
+    }
+}
+
+/// A codec's tables, ready for look-up.
+///
+/// Symbol entries are `start | frequency << 16`. The look-up gives, for the top bits of a slot, the first symbol that can own it.
+#[derive(Debug, Clone, Copy)]
+pub struct Tables<'s> {
+    descriptors: &'s [[u32; DESCRIPTOR_WORDS]],
+    entries: &'s [u32],
+    lookup: &'s [u8],
+    lookup_bits: u32,
+    precision: u32,
+    classes: i32,
+    /// 1 if tables are split by union, else 0: masks the trellis state.
+    union_mask: u32,
+    /// Trellis: next states; empty for the scalar quantiser.
+    next: &'s [u8],
+    side: [Option<usize>; 4],
+}
+
+/// Frequencies of levels (§4.3): calls `sink` with each symbol and its frequency, which sum to 2^precision.
+///
+/// `levels` is called twice for every symbol. Encoders use this too, so that both sides round alike.
+pub fn frequencies(
+    symbols: usize,
+    precision: u32,
+    levels: impl Fn(usize) -> u8,
+    mut sink: impl FnMut(usize, u32),
+) {
+    let (mut sum, mut largest, mut largest_at) = (0u64, 0u64, 0usize);
+    for symbol in 0..symbols {
+        let weight = weight(levels(symbol));
+        sum = sum.saturating_add(weight);
+        if weight > largest {
+            (largest, largest_at) = (weight, symbol);
+        }
+    }
+    let total = 1u64 << (precision & 31);
+    let spare = total.saturating_sub(u64::try_from(symbols).unwrap_or(u64::MAX));
+    let share = |symbol: usize| {
+        let part = weight(levels(symbol)).saturating_mul(spare).checked_div(sum).unwrap_or(0);
+        part.saturating_add(1)
+    };
+    let given = (0..symbols).fold(0u64, |given, symbol| given.saturating_add(share(symbol)));
+    let rest = total.saturating_sub(given);
+    for symbol in 0..symbols {
+        let frequency = share(symbol).saturating_add(if symbol == largest_at { rest } else { 0 });
+        sink(symbol, num::low_u32(frequency));
+    }
+}
+
+/// 2^(8 + level/8), rounded.
+fn weight(level: u8) -> u64 {
+    const EIGHTHS: [u64; 8] = [256, 279, 304, 332, 362, 395, 431, 470];
+    EIGHTHS.get(usize::from(level & 7)).copied().unwrap_or(0) << (level >> 3)
+}
+
+impl<'s> Tables<'s> {
+    /// Expands a codec's tables into the caller's memory, with a look-up of `lookup_bits` bits
+    /// (see [`Codec::required_scratch`]; larger values count as the precision).
+    ///
+    /// # Errors
+    /// [`Error::Scratch`] if the memory is smaller than required.
+    pub fn expand<'a: 's>(codec: &Codec<'a>, lookup_bits: u32, scratch: Scratch<'s>) -> Result<Self, Error> {
+        let lookup_bits = lookup_bits.min(codec.precision());
+        let need = codec.required_scratch(lookup_bits);
+        let words = scratch.words.get_mut(..need.words).ok_or(Error::Scratch)?;
+        let lookup = scratch.bytes.get_mut(..need.bytes).ok_or(Error::Scratch)?;
+        let descriptor_words = codec.table_count().wrapping_mul(DESCRIPTOR_WORDS);
+        let (descriptors, entries) = words.split_at_mut_checked(descriptor_words).ok_or(Error::Scratch)?;
+        let (descriptors, _) = descriptors.as_chunks_mut::<DESCRIPTOR_WORDS>();
+
+        let precision = codec.precision();
+        let bucket_slots = 1usize << (precision.wrapping_sub(lookup_bits) & 15);
+        let mut base = 0usize;
+        codec.each_table(|number, table| {
+            let symbols = num::index(table.symbols);
+            *descriptors.get_mut(number)? = [u32::try_from(base).ok()?, table.first_value.cast_unsigned()];
+            let entries = entries.get_mut(base..base.checked_add(symbols)?)?;
+            base = base.checked_add(symbols)?;
+            table.levels(|symbol, level| {
+                *entries.get_mut(symbol)? = u32::from(level);
+                Some(())
+            })?;
+            expand_table(entries, precision);
+            let buckets = lookup.chunks_exact_mut(1usize << (lookup_bits & 15)).nth(number)?;
+            fill_lookup(buckets, entries, bucket_slots);
+            Some(())
+        })?;
+
+        let next = match codec.quantiser() {
+            Quantiser::Scalar => &[],
+            Quantiser::Trellis { next } => next,
+        };
+        Ok(Self {
+            descriptors,
+            entries,
+            lookup,
+            lookup_bits,
+            precision,
+            classes: i32::from(codec.classes()),
+            union_mask: u32::from(codec.unions().wrapping_sub(1)),
+            next,
+            side: SideTable::ALL.map(|kind| codec.side_table(kind)),
+        })
+    }
+
+    /// Takes a symbol off a lane's state (§6.2), without the refill. Returns the symbol and its value.
+    #[inline(always)]
+    pub(crate) fn decode(&self, table: usize, x: &mut u32) -> Result<(u32, i32), Error> {
+        let [base, first_value] = *self.descriptors.get(table).ok_or(Error::Table)?;
+        let slot = *x & (1u32 << (self.precision & 31)).wrapping_sub(1);
+        let bucket = slot >> (self.precision.wrapping_sub(self.lookup_bits) & 31);
+        let at = (table << (self.lookup_bits & 31)).wrapping_add(num::index(bucket));
+        let mut symbol = u32::from(*self.lookup.get(at).ok_or(Error::Table)?);
+        loop {
+            let entry = *self.entries.get(num::index(base.wrapping_add(symbol))).ok_or(Error::Table)?;
+            let (start, frequency) = (entry & 0xFFFF, entry >> 16);
+            let offset = slot.wrapping_sub(start);
+            if offset < frequency {
+                *x = frequency.wrapping_mul(*x >> (self.precision & 31)).wrapping_add(offset);
+                return Ok((symbol, first_value.wrapping_add(symbol).cast_signed()));
+            }
+            symbol = symbol.wrapping_add(1);
+        }
+    }
+
+    pub(crate) fn side(&self, kind: SideTable) -> Option<usize> {
+        let [row_scale, row_class, column_scale, column_class] = self.side;
+        match kind {
+            SideTable::RowScale => row_scale,
+            SideTable::RowClass => row_class,
+            SideTable::ColumnScale => column_scale,
+            SideTable::ColumnClass => column_class,
+        }
+    }
+
+    pub(crate) const fn classes(&self) -> i32 {
+        self.classes
+    }
+
+    pub(crate) const fn union_mask(&self) -> u32 {
+        self.union_mask
+    }
+
+    pub(crate) const fn next_states(&self) -> &'s [u8] {
+        self.next
+    }
+}
+
+/// Turns levels into `start | frequency << 16`, in place.
+fn expand_table(entries: &mut [u32], precision: u32) {
+    let cells = Cell::from_mut(entries).as_slice_of_cells();
+    let level = |symbol: usize| cells.get(symbol).map_or(0, |cell| num::low_u8(cell.get()));
+    let mut start = 0u32;
+    // A symbol's level is not read again once its frequency is known, so its place can take the entry.
+    frequencies(cells.len(), precision, level, |symbol, frequency| {
+        if let Some(cell) = cells.get(symbol) {
+            cell.set(start | (frequency << 16));
+        }
+        start = start.wrapping_add(frequency);
+    });
+}
+
+/// Writes for each bucket of `slots` slots the symbol that owns its first slot.
+fn fill_lookup(buckets: &mut [u8], entries: &[u32], slots: usize) {
+    let mut end = 0usize;
+    let mut owner = 0u8;
+    let mut ends = entries.iter().zip(0u8..=255).map(|(entry, symbol)| {
+        let (start, frequency) = (num::index(entry & 0xFFFF), num::index(entry >> 16));
+        (symbol, start.wrapping_add(frequency))
+    });
+    for (bucket, first_slot) in buckets.iter_mut().zip((0usize..).step_by(slots.max(1))) {
+        while end <= first_slot {
+            let Some(next) = ends.next() else { break };
+            (owner, end) = next;
+        }
+        *bucket = owner;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    fn frequencies_of(levels: &[u8], precision: u32) -> Vec<u32> {
+        let mut all = Vec::new();
+        frequencies(levels.len(), precision, |i| levels[i], |_, f| all.push(f));
+        all
+    }
+
+    #[test]
+    fn frequencies_sum_to_the_total_and_none_is_zero() {
+        for precision in 10..=14 {
+            let cases: [Vec<u8>; 5] =
+                [vec![0], vec![127, 0], (0..=127).collect(), vec![5; 256], vec![127; 256]];
+            for levels in cases {
+                let all = frequencies_of(&levels, precision);
+                assert_eq!(all.iter().sum::<u32>(), 1 << precision);
+                assert!(all.iter().all(|&f| f > 0));
+            }
+        }
+    }
+
+    #[test]
+    fn the_remainder_goes_to_the_first_of_the_largest() {
+        // Shares: 1 + floor(W * 1021 / S); three equal weights leave 1 over.
+        assert_eq!(frequencies_of(&[64, 64, 64], 10), [342, 341, 341]);
+        assert_eq!(frequencies_of(&[0, 8], 10), [341, 683]);
+    }
+
+    #[test]
+    fn every_slot_finds_its_symbol_at_every_lookup_size() {
+        let levels: Vec<u8> = (0..40).map(|i| 90 - (i as i32 - 20).unsigned_abs() as u8 * 4).collect();
+        for precision in [10, 12, 14] {
+            let mut entries: Vec<u32> = levels.iter().map(|&level| u32::from(level)).collect();
+            expand_table(&mut entries, precision);
+            for lookup_bits in [0, 3, 6, precision] {
+                let slots = 1usize << (precision - lookup_bits);
+                let mut lookup = vec![0; 1 << lookup_bits];
+                fill_lookup(&mut lookup, &entries, slots);
+                let descriptors = [[0, 0]];
+                let tables = Tables {
+                    descriptors: &descriptors,
+                    entries: &entries,
+                    lookup: &lookup,
+                    lookup_bits,
+                    precision,
+                    classes: 1,
+                    union_mask: 0,
+                    next: &[],
+                    side: [None; 4],
+                };
+                for slot in 0..1u32 << precision {
+                    let mut x = (7 << precision) | slot;
+                    let (symbol, _) = tables.decode(0, &mut x).unwrap();
+                    let (start, frequency) =
+                        (entries[symbol as usize] & 0xFFFF, entries[symbol as usize] >> 16);
+                    assert!((start..start + frequency).contains(&slot));
+                    assert_eq!(x, 7 * frequency + slot - start);
+                }
+            }
+        }
+    }
+}

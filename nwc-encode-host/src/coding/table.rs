@@ -1,0 +1,338 @@
+//! Probability tables: fitting them to counts, storing them, and what they make a symbol cost (docs/bitstream.md §4).
+
+use nwc_decode_core::{MAX_LEVEL, frequencies};
+
+use super::rans::Slot;
+
+/// Symbols of a table, the escape included.
+const MAX_SYMBOLS: usize = 256;
+/// Bits that an escape costs besides its symbol.
+const ESCAPE_BITS: f32 = 16.0;
+
+/// How often each value occurred.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Counts {
+    lo: i32,
+    counts: Vec<u64>,
+}
+
+impl Counts {
+    /// Counts one occurrence of a value.
+    #[inline]
+    pub fn add(&mut self, value: i32) {
+        if self.counts.is_empty() {
+            self.lo = value - 32;
+            self.counts = vec![0; 64];
+        }
+        let at = i64::from(value) - i64::from(self.lo);
+        if at < 0 || at >= self.counts.len() as i64 {
+            self.grow(value);
+        }
+        self.counts[(value - self.lo) as usize] += 1;
+    }
+
+    fn grow(&mut self, value: i32) {
+        let hi = self.lo + self.counts.len() as i32;
+        let lo = self.lo.min(value - self.counts.len() as i32 / 2);
+        let hi = hi.max(value + 1 + self.counts.len() as i32 / 2);
+        let mut counts = vec![0; (hi - lo) as usize];
+        let shift = (self.lo - lo) as usize;
+        counts[shift..shift + self.counts.len()].copy_from_slice(&self.counts);
+        (self.lo, self.counts) = (lo, counts);
+    }
+
+    /// Adds another count.
+    pub fn merge(&mut self, other: &Self) {
+        for (value, count) in other.iter() {
+            self.add(value);
+            self.counts[(value - self.lo) as usize] += count - 1;
+        }
+    }
+
+    /// The values that occurred, in ascending order, with their counts.
+    pub fn iter(&self) -> impl Iterator<Item = (i32, u64)> + '_ {
+        self.counts
+            .iter()
+            .zip(self.lo..)
+            .filter(|(count, _)| **count > 0)
+            .map(|(&count, value)| (value, count))
+    }
+
+    /// How many values were counted.
+    pub fn total(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Entropy of the counts, in bits an occurrence.
+    pub fn entropy(&self) -> f64 {
+        let total = self.total() as f64;
+        self.iter().map(|(_, count)| -(count as f64 / total) * (count as f64 / total).log2()).sum()
+    }
+}
+
+/// A table as it is stored: a level for each symbol. Symbol 0 of a weight table is the escape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Value of the first symbol that is not the escape.
+    lo: i32,
+    has_escape: bool,
+    precision: u32,
+    rice: u32,
+    levels: Vec<u8>,
+    slots: Vec<Slot>,
+}
+
+impl Table {
+    /// Fits a weight table (with escape). `scale` says how many symbols will be coded for each one counted.
+    pub fn fit_weights(counts: &Counts, precision: u32, scale: f64) -> Self {
+        let total = counts.total().max(1);
+        // A value in the alphabet takes at least one slot of all 2^precision from the others, 1.44 / 2^precision bits of each of their symbols; left out,
+        // it costs an escape, about 28 bits, each time.
+        let worth = total as f64 * 1.44 / f64::from(1u32 << precision) / 28.0;
+        let seen: Vec<(i32, u64)> = counts.iter().collect();
+        let mut range = (0, 0);
+        if let Some(&(peak, _)) = seen.iter().max_by_key(|(value, count)| (*count, -value.abs())) {
+            let keep = |values: &mut dyn Iterator<Item = &(i32, u64)>| {
+                let mut tail = 0.0;
+                for &(value, count) in values {
+                    tail += count as f64;
+                    if tail > worth {
+                        return value;
+                    }
+                }
+                peak
+            };
+            range = (keep(&mut seen.iter()).min(peak), keep(&mut seen.iter().rev()).max(peak));
+            let room = MAX_SYMBOLS as i32 - 1;
+            if range.1 - range.0 >= room {
+                range.0 = range.0.max(peak - room / 2);
+                range.1 = range.1.min(range.0 + room - 1);
+            }
+        }
+        let (lo, hi) = (range.0.max(i32::from(i16::MIN)), range.1.min(i32::from(i16::MAX)));
+        let mut wanted = vec![0u64; (hi - lo) as usize + 2];
+        for (value, count) in seen {
+            let symbol = if (lo..=hi).contains(&value) { (value - lo) as usize + 1 } else { 0 };
+            wanted[symbol] += count;
+        }
+        Self::fit(lo, true, &wanted, precision, scale)
+    }
+
+    /// Fits a side table (without escape): every value that occurs is in it.
+    pub fn fit_side(counts: &Counts, precision: u32) -> Self {
+        let lo = counts.iter().next().map_or(0, |(value, _)| value);
+        let hi = counts.iter().last().map_or(0, |(value, _)| value);
+        let mut wanted = vec![0u64; (hi - lo) as usize + 1];
+        counts.iter().for_each(|(value, count)| wanted[(value - lo) as usize] += count);
+        Self::fit(lo, false, &wanted, precision, 1.0)
+    }
+
+    /// Chooses levels for symbols' counts, weighing the bits of a stored level against what its rounding costs the symbols.
+    fn fit(lo: i32, has_escape: bool, counts: &[u64], precision: u32, scale: f64) -> Self {
+        let total: u64 = counts.iter().sum::<u64>().max(1);
+        let slots = f64::from(1u32 << precision);
+        // One slot of each frequency is given before the weights are shared out, so the weight stands for the rest.
+        let ideal: Vec<f64> = counts
+            .iter()
+            .map(|&count| (count as f64 / total as f64 * slots - 1.0).max(0.25).log2() * 8.0)
+            .collect();
+        let top = ideal.iter().copied().fold(f64::MIN, f64::max);
+        let ideal: Vec<f64> =
+            ideal.iter().map(|level| (level - top + f64::from(MAX_LEVEL)).max(0.0)).collect();
+        (0..=5)
+            .map(|rice| {
+                let mut levels: Vec<u8> = Vec::with_capacity(counts.len());
+                let mut cost = 0.0;
+                for (&count, &ideal) in counts.iter().zip(&ideal) {
+                    let prediction = predict(&levels);
+                    let (level, bits) = cheapest_level(ideal, prediction, count as f64 * scale, rice);
+                    levels.push(level);
+                    cost += bits;
+                }
+                (cost, rice, levels)
+            })
+            .min_by(|a, b| a.0.total_cmp(&b.0))
+            .map(|(_, rice, levels)| Self::from_levels(lo, has_escape, precision, rice, levels))
+            .expect("there is a Rice parameter")
+    }
+
+    fn from_levels(lo: i32, has_escape: bool, precision: u32, rice: u32, levels: Vec<u8>) -> Self {
+        let mut slots = Vec::with_capacity(levels.len());
+        let mut start = 0;
+        frequencies(
+            levels.len(),
+            precision,
+            |symbol| levels[symbol],
+            |_, frequency| {
+                slots.push(Slot { start: start as u16, frequency: frequency as u16 });
+                start += frequency;
+            },
+        );
+        Self { lo, has_escape, precision, rice, levels, slots }
+    }
+
+    /// The slot of a value; `None` if it needs the escape.
+    #[inline]
+    pub fn slot(&self, value: i32) -> Option<Slot> {
+        let symbol = i64::from(value) - i64::from(self.lo) + i64::from(self.has_escape);
+        if symbol < i64::from(self.has_escape) {
+            return None;
+        }
+        self.slots.get(symbol as usize).copied()
+    }
+
+    /// The slot of the escape.
+    pub fn escape(&self) -> Slot {
+        debug_assert!(self.has_escape);
+        self.slots[0]
+    }
+
+    /// What a value costs, in bits.
+    pub fn bits(&self, value: i32) -> f32 {
+        let cost = |slot: Slot| self.precision as f32 - f32::from(slot.frequency).log2();
+        self.slot(value).map_or_else(|| cost(self.escape()) + ESCAPE_BITS, cost)
+    }
+
+    /// The values that the table has symbols for.
+    pub fn values(&self) -> std::ops::RangeInclusive<i32> {
+        self.lo..=self.lo + self.slots.len() as i32 - 1 - i32::from(self.has_escape)
+    }
+
+    /// Writes the table in its stored form (§4.2).
+    pub fn write(&self, out: &mut BitWriter) {
+        out.bits(u32::from(self.lo as i16 as u16), 16);
+        out.bits(self.levels.len() as u32 - 1, 8);
+        out.bits(self.rice, 3);
+        for (symbol, &level) in self.levels.iter().enumerate() {
+            out.rice(zigzag(i32::from(level) - predict(&self.levels[..symbol])), self.rice);
+        }
+    }
+}
+
+/// Prediction of the next level from those before it (§4.2).
+fn predict(levels: &[u8]) -> i32 {
+    match *levels {
+        [] => 0,
+        [only] => i32::from(only),
+        [.., before, last] => (2 * i32::from(last) - i32::from(before)).clamp(0, i32::from(MAX_LEVEL)),
+    }
+}
+
+/// The level between the ideal one and the predicted one with the least cost: bits to store it, plus bits that `count` symbols lose because
+/// it is not ideal (to second order; the first order vanishes at the optimum).
+fn cheapest_level(ideal: f64, prediction: i32, count: f64, rice: u32) -> (u8, f64) {
+    let nearest = ideal.round() as i32;
+    let (from, to) = (nearest.min(prediction).max(0), nearest.max(prediction).min(i32::from(MAX_LEVEL)));
+    (from..=to)
+        .map(|level| {
+            let off = (f64::from(level) - ideal) / 8.0;
+            let stored = f64::from((zigzag(level - prediction) >> rice) + 1 + rice);
+            (level as u8, stored + 0.5 * std::f64::consts::LN_2 * count * off * off)
+        })
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .unwrap_or((nearest as u8, 0.0))
+}
+
+fn zigzag(v: i32) -> u32 {
+    ((v << 1) ^ (v >> 31)).cast_unsigned()
+}
+
+/// Writes a bit string (§1.5).
+#[derive(Debug, Default)]
+pub struct BitWriter {
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl BitWriter {
+    fn bits(&mut self, value: u32, count: u32) {
+        for place in 0..count {
+            if self.used % 8 == 0 {
+                self.bytes.push(0);
+            }
+            self.bytes[self.used / 8] |= ((value >> place & 1) as u8) << (self.used % 8);
+            self.used += 1;
+        }
+    }
+
+    fn rice(&mut self, value: u32, k: u32) {
+        for _ in 0..value >> k {
+            self.bits(1, 1);
+        }
+        self.bits(0, 1);
+        self.bits(value & ((1 << k) - 1), k);
+    }
+
+    /// The bytes, the last one filled up with zero bits.
+    pub fn finish(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gaussian_counts(sigma: f64, total: f64) -> Counts {
+        let mut counts = Counts::default();
+        for value in -400..=400i32 {
+            let density =
+                (-0.5 * (f64::from(value) / sigma).powi(2)).exp() / (sigma * std::f64::consts::TAU.sqrt());
+            for _ in 0..(density * total).round() as u64 {
+                counts.add(value);
+            }
+        }
+        counts
+    }
+
+    #[test]
+    fn a_fitted_table_costs_hardly_more_than_the_entropy() {
+        for (sigma, precision, loss) in
+            [(0.5, 12, 0.004), (2.0, 12, 0.004), (8.0, 12, 0.008), (30.0, 12, 0.02), (30.0, 14, 0.006)]
+        {
+            let counts = gaussian_counts(sigma, 1e6);
+            let table = Table::fit_weights(&counts, precision, 1.0);
+            let coded: f64 = counts.iter().map(|(v, n)| n as f64 * f64::from(table.bits(v))).sum();
+            let overhead = coded / counts.total() as f64 - counts.entropy();
+            assert!((0.0..loss).contains(&overhead), "sigma {sigma}: {overhead}");
+        }
+    }
+
+    #[test]
+    fn few_counts_make_a_short_table() {
+        let size = |total: f64| {
+            let mut bits = BitWriter::default();
+            Table::fit_weights(&gaussian_counts(4.0, total), 12, 1.0).write(&mut bits);
+            bits.finish().len()
+        };
+        assert!(size(300.0) < size(1e6));
+        assert!(size(1e6) < 30, "{}", size(1e6));
+    }
+
+    #[test]
+    fn values_beyond_the_alphabet_need_the_escape() {
+        let mut counts = gaussian_counts(40.0, 1e6);
+        counts.add(30_000);
+        let table = Table::fit_weights(&counts, 12, 1.0);
+        assert!(table.slot(30_000).is_none() && table.slot(-30_000).is_none());
+        assert!(table.bits(30_000) > 16.0);
+        assert!(
+            table.slot(*table.values().start()).is_some() && table.slot(table.values().start() - 1).is_none()
+        );
+        assert!(
+            table.slot(*table.values().end()).is_some() && table.slot(table.values().end() + 1).is_none()
+        );
+    }
+
+    #[test]
+    fn counts_grow_both_ways() {
+        let mut counts = Counts::default();
+        for value in [5, -1000, 4000, 5] {
+            counts.add(value);
+        }
+        assert_eq!(counts.iter().collect::<Vec<_>>(), [(-1000, 1), (5, 2), (4000, 1)]);
+        let mut twice = counts.clone();
+        twice.merge(&counts);
+        assert_eq!(twice.iter().collect::<Vec<_>>(), [(-1000, 2), (5, 4), (4000, 2)]);
+    }
+}

@@ -1,0 +1,325 @@
+//! Rate control: which step meets the target, and the tables that suit it.
+//!
+//! The steps of a whole model move together: one number is searched, [`TensorCoder::rate_step`]. A sample of the model's columns is kept in memory in
+//! units that do not depend on it, so a rate costs one search over the sample.
+
+use rayon::prelude::*;
+
+use super::encode::{COLUMN_CLASS, Codec, ROW_CLASS, ROW_SCALE, TensorCoder, count_group};
+use super::plan::{OCTAVE, TensorPlan};
+use crate::coding::search::{Block, LANES, Quantiser, RateModel};
+use crate::coding::table::{BitWriter, Counts, Table};
+
+/// Weights that the sample holds at most, about; small models are sampled whole.
+pub const SAMPLE_WEIGHTS: usize = 8 << 20;
+/// Bins of a histogram, either side of zero, and how many go to a step of rate 0 (a row's deviation).
+const BINS: usize = 2048;
+const BINS_PER_UNIT: f64 = 64.0;
+/// Precisions of tables to choose from, and what one more bit must save, in bits a symbol: it doubles a decoder's look-up tables.
+const PRECISIONS: std::ops::RangeInclusive<u32> = 12..=14;
+const PRECISION_BITS: f64 = 0.0015;
+
+/// A group of columns, in units of the step at rate 0.
+#[derive(Debug)]
+struct SampleGroup {
+    weights: Vec<f32>,
+    column_class: [i32; LANES],
+    row_class: Vec<i32>,
+    lanes: usize,
+}
+
+/// Sampled columns of one tensor.
+#[derive(Debug)]
+pub struct TensorSample {
+    groups: Vec<SampleGroup>,
+    /// Weights of the tensor for each one sampled.
+    scale: f64,
+}
+
+impl TensorSample {
+    /// Takes about `fraction` of a tensor's groups of columns, evenly spread.
+    pub fn take(plan: &TensorPlan, weights: &[f32], fraction: f64) -> Self {
+        let coder = TensorCoder { plan, rate_step: 0, class_offset: 0 };
+        let groups: Vec<_> =
+            (0..plan.bands() * plan.column_blocks()).flat_map(|tile| coder.tile_groups(tile)).collect();
+        let wanted = ((fraction * groups.len() as f64).ceil() as usize).clamp(1, groups.len());
+        let taken: Vec<SampleGroup> = (0..wanted)
+            .map(|i| {
+                // The middle of the i-th of `wanted` equal parts.
+                let group = groups[(2 * i + 1) * groups.len() / (2 * wanted)];
+                let mut filled = Vec::new();
+                coder.fill(weights, &group, &mut filled);
+                SampleGroup {
+                    weights: filled,
+                    column_class: coder.column_class(&group),
+                    row_class: coder.row_class(&group),
+                    lanes: group.lanes,
+                }
+            })
+            .collect();
+        let sampled: usize = taken.iter().map(|group| group.weights.len() / LANES * group.lanes).sum();
+        Self { groups: taken, scale: plan.view.elements() as f64 / sampled as f64 }
+    }
+}
+
+/// A sample of the whole model, and what its tables are made from.
+#[derive(Debug)]
+pub struct Sample {
+    quantiser: Quantiser,
+    tensors: Vec<TensorSample>,
+    classes: usize,
+    /// Added to every class of a plan.
+    pub class_offset: i32,
+    /// Of each class: how often each magnitude occurs, in bins of 1/64 of the row's step at rate 0.
+    histograms: Vec<Vec<u32>>,
+    side: [Option<Counts>; 4],
+}
+
+/// What a rate costs.
+#[derive(Debug)]
+pub struct Estimate {
+    /// The codec whose tables suit this rate.
+    pub codec: Codec,
+    /// Costs for the search.
+    pub rate: RateModel,
+    /// Bytes of the streams' symbols of the whole model.
+    pub symbol_bytes: f64,
+}
+
+impl Sample {
+    /// From the samples of all tensors and their plans, in the same order.
+    pub fn new(quantiser: Quantiser, plans: &[&TensorPlan], tensors: Vec<TensorSample>) -> Self {
+        let ranges: Vec<_> = plans.iter().map(|plan| plan.class_range()).collect();
+        let least = ranges.iter().map(|range| range.0).min().unwrap_or(0);
+        let largest = ranges.iter().map(|range| range.1).max().unwrap_or(0);
+        // Classes beyond the last share its table.
+        const MAX_CLASSES: i32 = 48;
+        let least = least.max(largest - 2 * MAX_CLASSES);
+        let classes = (largest - least + 1).min(MAX_CLASSES) as usize;
+        let mut histograms = vec![vec![0u32; 2 * BINS]; classes];
+        for group in tensors.iter().flat_map(|tensor| &tensor.groups) {
+            for (row, weights) in group.weights.chunks_exact(LANES).enumerate() {
+                let row_class = group.row_class.get(row).copied().unwrap_or(0);
+                for (weight, class) in weights.iter().zip(&group.column_class).take(group.lanes) {
+                    let class = (class + row_class - least).clamp(0, classes as i32 - 1) as usize;
+                    let bin =
+                        (f64::from(*weight) * BINS_PER_UNIT).floor().clamp(-(BINS as f64), BINS as f64 - 1.0);
+                    histograms[class][(bin as isize + BINS as isize) as usize] += 1;
+                }
+            }
+        }
+        let side_counts = |values: &dyn Fn(&TensorPlan) -> &[i16]| {
+            let mut counts = Counts::default();
+            plans.iter().flat_map(|plan| values(plan)).for_each(|&value| counts.add(i32::from(value)));
+            (counts.total() > 0).then_some(counts)
+        };
+        let mut side = [None, None, None, None];
+        side[ROW_SCALE] = side_counts(&|plan| &plan.row_scale);
+        side[ROW_CLASS] = side_counts(&|plan| &plan.row_class);
+        side[COLUMN_CLASS] = side_counts(&|plan| &plan.column_class);
+        Self { quantiser, tensors, classes, class_offset: -least, histograms, side }
+    }
+
+    /// Costs for the search before any table is fitted: each value takes the share of its class's weights that lie nearest to it.
+    fn parametric(&self, rate_step: i32) -> RateModel {
+        let step = (f64::from(rate_step) / OCTAVE).exp2();
+        let spacing = self.quantiser.spacing();
+        let reach = (f64::from(BINS as u32) / BINS_PER_UNIT / step / spacing).ceil().min(1000.0) as i32 + 1;
+        let unions = if spacing > 1.0 { 2 } else { 1 };
+        // Cumulative counts, read between bins by linear interpolation.
+        let cumulative: Vec<Vec<f64>> = self
+            .histograms
+            .iter()
+            .map(|bins| {
+                let sum = bins.iter().scan(0.0, |sum, &count| {
+                    *sum += f64::from(count);
+                    Some(*sum)
+                });
+                std::iter::once(0.0).chain(sum).collect()
+            })
+            .collect();
+        let below = |class: usize, x: f64| {
+            let place = (x * BINS_PER_UNIT + BINS as f64).clamp(0.0, 2.0 * BINS as f64);
+            let bin = (place as usize).min(2 * BINS - 1);
+            let (a, b) = (cumulative[class][bin], cumulative[class][bin + 1]);
+            a + (b - a) * (place - bin as f64)
+        };
+        RateModel::new(&self.quantiser, self.classes, -reach..=reach, |class, union, value| {
+            let total = cumulative[class][2 * BINS];
+            let centre = (f64::from(value) * spacing + (union % unions) as f64) * step;
+            let half = spacing * step / 2.0;
+            let inside = (below(class, centre + half) - below(class, centre - half)).max(0.0);
+            // A tail that was not seen costs what an escape does, not infinitely much.
+            (-((inside + 1e-3) / (total + 1.0)).log2()).min(28.0) as f32
+        })
+    }
+
+    /// Searches the sample at one rate and fits tables to what was chosen.
+    pub fn estimate(&self, rate_step: i32) -> Estimate {
+        let rate = self.parametric(rate_step);
+        let inverse = (-f64::from(rate_step) / OCTAVE).exp2() as f32;
+        let jobs: Vec<(usize, &SampleGroup)> = self
+            .tensors
+            .iter()
+            .enumerate()
+            .flat_map(|(t, tensor)| tensor.groups.iter().map(move |g| (t, g)))
+            .collect();
+        let counted: Vec<(usize, Vec<Counts>)> = jobs
+            .par_iter()
+            .map(|&(tensor, group)| {
+                let weights: Vec<f32> = group.weights.iter().map(|w| w * inverse).collect();
+                let column_class = group.column_class.map(|class| class + self.class_offset);
+                let block = Block {
+                    weights: &weights,
+                    column_class: &column_class,
+                    row_class: &group.row_class,
+                    lanes: group.lanes,
+                };
+                let mut counts = vec![Counts::default(); self.classes * 2];
+                count_group(&self.quantiser, &rate, &block, self.classes, &mut counts);
+                (tensor, counts)
+            })
+            .collect();
+
+        let mut totals = vec![Counts::default(); self.classes * 2];
+        for (_, counts) in &counted {
+            totals.iter_mut().zip(counts).for_each(|(total, counts)| total.merge(counts));
+        }
+        let sampled: u64 = totals.iter().map(Counts::total).sum();
+        let all: f64 = self
+            .tensors
+            .iter()
+            .map(|tensor| {
+                let here: usize = tensor.groups.iter().map(|g| g.weights.len() / LANES * g.lanes).sum();
+                here as f64 * tensor.scale
+            })
+            .sum();
+        let scale = all / sampled as f64;
+
+        let (precision, unions, weights) = fit_tables(&self.quantiser, &totals, scale);
+        let symbol_bits: f64 = counted
+            .iter()
+            .map(|(tensor, counts)| {
+                let bits: f64 = counts
+                    .iter()
+                    .enumerate()
+                    .map(|(number, counts)| {
+                        let table = &weights[number / 2 * unions + number % 2 % unions];
+                        counts.iter().map(|(value, n)| n as f64 * f64::from(table.bits(value))).sum::<f64>()
+                    })
+                    .sum();
+                bits * self.tensors[*tensor].scale
+            })
+            .sum();
+        let side_bits: f64 =
+            self.side.iter().flatten().map(|counts| counts.entropy() * counts.total() as f64).sum();
+        let side = self
+            .side
+            .each_ref()
+            .map(|counts| counts.as_ref().map(|counts| Table::fit_side(counts, precision)));
+        let codec = Codec {
+            quantiser: self.quantiser.clone(),
+            precision,
+            unions,
+            classes: self.classes,
+            weights,
+            side,
+        };
+        Estimate { codec, rate, symbol_bytes: (symbol_bits + side_bits) / 8.0 }
+    }
+}
+
+/// The cheapest weight tables for the counts of a sample: with which precision, and one or two (by union) for a class. `scale` says how many
+/// symbols will be coded for each one counted.
+fn fit_tables(quantiser: &Quantiser, by_union: &[Counts], scale: f64) -> (u32, usize, Vec<Table>) {
+    let merged: Vec<Counts> = by_union
+        .chunks_exact(2)
+        .map(|pair| {
+            let mut both = pair[0].clone();
+            both.merge(&pair[1]);
+            both
+        })
+        .collect();
+    let symbols: u64 = merged.iter().map(Counts::total).sum();
+    let candidate = |precision: u32, unions: usize| {
+        let counts = if unions == 2 { by_union } else { &merged };
+        let tables: Vec<Table> =
+            counts.iter().map(|counts| Table::fit_weights(counts, precision, scale)).collect();
+        let mut stored = BitWriter::default();
+        tables.iter().for_each(|table| table.write(&mut stored));
+        let bits: f64 = tables
+            .iter()
+            .zip(counts)
+            .flat_map(|(table, counts)| {
+                counts.iter().map(|(value, n)| n as f64 * f64::from(table.bits(value)))
+            })
+            .sum();
+        let penalty = PRECISION_BITS * f64::from(precision - PRECISIONS.start()) * symbols as f64;
+        (stored.finish().len() as f64 * 8.0 + (bits + penalty) * scale, precision, unions, tables)
+    };
+    let most_unions = if matches!(quantiser, Quantiser::Trellis(_)) { 2 } else { 1 };
+    PRECISIONS
+        .flat_map(|precision| (1..=most_unions).map(move |unions| (precision, unions)))
+        .map(|(precision, unions)| candidate(precision, unions))
+        .min_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, precision, unions, tables)| (precision, unions, tables))
+        .expect("there are candidates")
+}
+
+/// The rate step at which `bytes(step)`, a falling function, comes to `target`, within `tolerance` bytes.
+///
+/// `per_octave` is about how many bytes an octave of the step saves. Returns the step closest to the target among those tried.
+pub fn solve(
+    start: i32,
+    range: std::ops::RangeInclusive<i32>,
+    target: f64,
+    tolerance: f64,
+    per_octave: f64,
+    mut bytes: impl FnMut(i32) -> f64,
+) -> i32 {
+    let mut tried: Vec<(i32, f64)> = Vec::new();
+    let mut step = start.clamp(*range.start(), *range.end());
+    for _ in 0..8 {
+        let here = bytes(step);
+        tried.push((step, here));
+        if (here - target).abs() <= tolerance {
+            break;
+        }
+        // The slope through the two tries that are nearest to the target; at first the rule that an octave is a bit a weight.
+        let mut nearest = tried.clone();
+        nearest.sort_by(|a, b| (a.1 - target).abs().total_cmp(&(b.1 - target).abs()));
+        let slope = match nearest.as_slice() {
+            [a, b, ..] if a.0 != b.0 && (a.1 - b.1) * f64::from(a.0 - b.0) < 0.0 => {
+                (a.1 - b.1) / f64::from(a.0 - b.0)
+            }
+            _ => -per_octave / OCTAVE,
+        };
+        let from = nearest[0];
+        let next = (f64::from(from.0) + ((target - from.1) / slope).clamp(-1500.0, 1500.0)).round() as i32;
+        let next = next.clamp(*range.start(), *range.end());
+        if tried.iter().any(|&(step, _)| step == next) {
+            break;
+        }
+        step = next;
+    }
+    tried
+        .into_iter()
+        .min_by(|a, b| (a.1 - target).abs().total_cmp(&(b.1 - target).abs()))
+        .map_or(start, |best| best.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_step_that_meets_the_target_is_found() {
+        // Bits a weight as a function of the step, flattening at low rates as entropies do.
+        let rate = |step: i32| 1000.0 * (1.0 + (-f64::from(step) / OCTAVE * 2.0).exp2()).log2() / 2.0;
+        for target in [100.0, 500.0, 2000.0, 6000.0] {
+            let step = solve(-1000, -5000..=2000, target, 2.0, 1000.0, rate);
+            assert!((rate(step) - target).abs() < 3.0, "{target}: {}", rate(step));
+        }
+        assert_eq!(solve(0, -100..=100, 1e9, 1.0, 1000.0, rate), -100);
+    }
+}

@@ -1,0 +1,36 @@
+//! Compresses the weights of neural networks into NWC containers, and restores them.
+//!
+//! The program `nwc-encode` is a thin layer over this library: [`model`] reads Hugging Face folders and safetensors files,
+//! [`compress`] turns them into a container, [`restore`] decodes one, [`commands`] is what the program does.
+//!
+//! ```
+//! use nwc_encode_host::compress::{Settings, Target, compress};
+//! use nwc_encode_host::progress::Silent;
+//! use nwc_encode_host::tensors::OwnedTensors;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut model = OwnedTensors::default();
+//! let weights: Vec<f32> = (0..65_536).map(|i| ((i * 7919 % 65_521) as f32 / 65_521.0 - 0.5) * 0.1).collect();
+//! model.push_f32("layer.weight", &[256, 256], &weights);
+//!
+//! let mut file = tempfile::tempfile()?;
+//! let report = compress(&model, Vec::new(), &Settings::new(Target::Bits(4.0)), &Silent, &mut file)?;
+//! assert!((3.99..=4.0).contains(&report.bits_per_weight()));
+//! assert!(report.nmse < 0.007);
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod atomic;
+pub mod coding;
+pub mod commands;
+pub mod compress;
+pub mod container;
+pub mod error;
+pub mod model;
+pub mod progress;
+pub mod restore;
+pub mod synthetic;
+pub mod tensors;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,86 @@
+//! The driver of this repository: people and CI run the same `cargo xtask VERB`.
+
+mod ci;
+mod deny;
+mod docs;
+mod fuzz_build;
+mod lint;
+mod make_model;
+mod miri;
+mod qemu;
+mod reference;
+mod shell;
+mod targets;
+mod words;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Check that rustfmt has nothing to change
+    Fmt,
+    /// Check that no source file holds a reminder of unfinished work
+    Words,
+    /// Run clippy over everything, warnings denied
+    Clippy,
+    /// Check the conformance vectors with the independent Python decoder
+    Reference,
+    /// Build the decoder for every bare-metal, musl and GPU target it promises
+    Targets,
+    /// Build the documentation, and package the published crates
+    Docs,
+    /// Build every fuzz target
+    FuzzBuild,
+    /// Check licences, banned crates and sources of all dependencies
+    Deny,
+    /// Run the conformance tests on emulated aarch64
+    Qemu,
+    /// Run the small conformance tests under Miri on emulated big-endian s390x
+    Miri,
+    /// Write a synthetic transformer of a given size, for benchmarks and tests at scale
+    MakeModel(make_model::Options),
+    /// Run every check above, cheapest first
+    Ci,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Fmt => lint::fmt(),
+        Verb::Words => words::check(),
+        Verb::Clippy => lint::clippy(),
+        Verb::Reference => reference::check(),
+        Verb::Targets => targets::build(),
+        Verb::Docs => docs::check(),
+        Verb::FuzzBuild => fuzz_build::build(),
+        Verb::Deny => deny::check(),
+        Verb::Qemu => qemu::test(),
+        Verb::Miri => miri::test(),
+        Verb::MakeModel(options) => make_model::run(options),
+        // `ci` has its own last line, which other programs read; nothing is printed after it.
+        Verb::Ci => {
+            if !ci::run() {
+                std::process::exit(1);
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The conformance tests on emulated aarch64: the same bytes from another instruction set.
+
+use crate::shell::{apt_install, cargo, ensure_target, run, works};
+use anyhow::{Context, Result};
+
+const TARGET: &str = "aarch64-unknown-linux-musl";
+
+/// The emulator has either name, by how the distribution built it.
+const EMULATORS: [&str; 2] = ["qemu-aarch64", "qemu-aarch64-static"];
+
+pub(crate) fn test() -> Result<()> {
+    ensure_target(TARGET)?;
+    if find_emulator().is_none() {
+        apt_install(&["qemu-user"]).context("qemu-aarch64 is missing")?;
+    }
+    let emulator = find_emulator().context("qemu-aarch64 is missing, though qemu-user is installed")?;
+    let test =
+        ["test", "-p", "nwc-tests", "--no-default-features", "--test", "conformance", "--target", TARGET];
+    run(cargo(test)
+        // musl brings its own C library and start files, so no cross compiler is needed.
+        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
+        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER", emulator))
+}
+
+fn find_emulator() -> Option<&'static str> {
+    EMULATORS.into_iter().find(|name| works(name, ["--version"]))
+}
