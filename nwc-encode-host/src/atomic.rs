@@ -1,7 +1,7 @@
 //! Output files that appear under their name only when they are complete.
 
-use std::fs;
-use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
@@ -11,15 +11,12 @@ use crate::error::{Error, Result};
 /// What to do when an output exists already.
 pub(crate) const FORCE_REMEDY: &str = "use --force to overwrite it";
 
-/// Bytes collected before a write to the operating system.
-const BUFFER_BYTES: usize = 1 << 18;
-
 /// A file that is written beside its target and takes the target's name in [`AtomicFile::commit`].
 ///
 /// Dropped without a commit it vanishes, and what was at the target before is untouched.
 #[derive(Debug)]
 pub struct AtomicFile {
-    file: BufWriter<NamedTempFile>,
+    file: NamedTempFile,
     target: PathBuf,
     force: bool,
 }
@@ -63,12 +60,17 @@ impl AtomicFile {
             Error::io("cannot create a file in the folder", folder, error)
                 .remedy("choose a folder that you may write to")
         })?;
-        Ok(Self { file: BufWriter::with_capacity(BUFFER_BYTES, file), target, force })
+        Ok(Self { file, target, force })
     }
 
     /// Where the file will be.
     pub fn target(&self) -> &Path {
         &self.target
+    }
+
+    /// The file to write to; it can be read back too.
+    pub fn file(&mut self) -> &mut File {
+        self.file.as_file_mut()
     }
 
     /// Writes everything to the disk and gives the file its name.
@@ -79,7 +81,6 @@ impl AtomicFile {
     pub fn commit(self) -> Result<()> {
         let Self { file, target, force } = self;
         let cannot = |error| Error::io("cannot write", &target, error);
-        let file = file.into_inner().map_err(|error| cannot(error.into_error()))?;
         // Before the name: else a power failure can leave the name with nothing behind it.
         file.as_file().sync_all().map_err(cannot)?;
         let renamed = if force { file.persist(&target) } else { file.persist_noclobber(&target) };
@@ -89,30 +90,6 @@ impl AtomicFile {
         })?;
         sync_folder(parent_folder(&target)?);
         Ok(())
-    }
-}
-
-impl Write for AtomicFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
-    }
-
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl Seek for AtomicFile {
-    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
-        self.file.seek(position)
-    }
-
-    fn stream_position(&mut self) -> io::Result<u64> {
-        self.file.stream_position()
     }
 }
 
@@ -154,6 +131,8 @@ pub(crate) fn sync_folder(folder: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Seek, SeekFrom, Write};
+
     use super::*;
 
     fn entries(folder: &Path) -> usize {
@@ -166,10 +145,9 @@ mod tests {
         let target = dir.path().join("a.nwc");
         let mut file = AtomicFile::create(&target, false).unwrap();
         assert_eq!(file.target(), target);
-        file.write_all(b"....data").unwrap();
-        file.seek(SeekFrom::Start(0)).unwrap();
-        file.write_all(b"head").unwrap();
-        assert_eq!(file.stream_position().unwrap(), 4);
+        file.file().write_all(b"....data").unwrap();
+        file.file().seek(SeekFrom::Start(0)).unwrap();
+        file.file().write_all(b"head").unwrap();
         assert!(!target.exists());
         file.commit().unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"headdata");
@@ -180,7 +158,7 @@ mod tests {
     fn vanishes_without_commit() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = AtomicFile::create(&dir.path().join("a"), false).unwrap();
-        file.write_all(&vec![0; BUFFER_BYTES * 2]).unwrap();
+        file.file().write_all(&vec![0; 1 << 16]).unwrap();
         assert_eq!(entries(dir.path()), 1);
         drop(file);
         assert_eq!(entries(dir.path()), 0);
@@ -191,7 +169,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a");
         let mut late = AtomicFile::create(&target, false).unwrap();
-        late.write_all(b"late").unwrap();
+        late.file().write_all(b"late").unwrap();
         fs::write(&target, "first").unwrap();
         let at_create = AtomicFile::create(&target, false).unwrap_err().to_string();
         assert!(at_create.ends_with("a: exists; use --force to overwrite it"), "{at_create}");
@@ -200,7 +178,7 @@ mod tests {
         assert_eq!(entries(dir.path()), 1);
 
         let mut forced = AtomicFile::create(&target, true).unwrap();
-        forced.write_all(b"forced").unwrap();
+        forced.file().write_all(b"forced").unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"first");
         forced.commit().unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"forced");
@@ -234,7 +212,7 @@ mod tests {
         let link = dir.path().join("link");
         symlink(&target, &link).unwrap();
         let mut file = AtomicFile::create(&link, true).unwrap();
-        file.write_all(b"x").unwrap();
+        file.file().write_all(b"x").unwrap();
         file.commit().unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read(&target).unwrap(), b"x");

@@ -1,1 +1,96 @@
-fn main() {}
+//! `nwc-encode`: the command line.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use nwc_encode_host::commands::{self, Outcome};
+use nwc_encode_host::progress::Terminal;
+use nwc_encode_host::{Error, ErrorKind, Result};
+
+/// Version of the program, and of the containers that it reads and writes.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (container format: reads 0, writes 0)");
+const _: () = assert!(nwc_decode_core::FORMAT_VERSION == 0, "VERSION names the format");
+
+/// Compresses the weights of CLIP, SigLIP and language models.
+#[derive(Debug, Parser)]
+#[command(name = "nwc-encode", version = VERSION, max_term_width = 120)]
+struct Cli {
+    /// Print one JSON object on stdout; progress and warnings go to stderr
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more about what is going on
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Threads; all cores by default. The result does not depend on it
+    #[arg(long, global = true, value_name = "N")]
+    jobs: Option<usize>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Compress(commands::compress::CompressArgs),
+    Decompress(commands::decompress::DecompressArgs),
+    Inspect(commands::inspect::InspectArgs),
+    Verify(commands::verify::VerifyArgs),
+    #[command(subcommand)]
+    Bench(commands::bench::BenchCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(outcome) => {
+            let text = if cli.json { format!("{}\n", outcome.json) } else { outcome.text };
+            // A closed pipe (`nwc-encode inspect | head`) is the reader's choice, not an error.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            if outcome.ok { ExitCode::SUCCESS } else { ExitCode::from(1) }
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(match error.kind {
+                ErrorKind::Input => 2,
+                ErrorKind::Check => 1,
+                ErrorKind::Interrupted => 130,
+            })
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<Outcome> {
+    if let Some(jobs) = cli.jobs {
+        if jobs == 0 {
+            return Err(Error::input("--jobs 0 leaves nobody to do the work").remedy("give 1 or more"));
+        }
+        rayon::ThreadPoolBuilder::new().num_threads(jobs).build_global().map_err(|error| {
+            Error::input(format!("cannot start {jobs} threads: {error}"))
+                .source(error)
+                .remedy("give fewer --jobs")
+        })?;
+    }
+    let progress = Terminal::new(cli.verbose);
+    match &cli.command {
+        Command::Compress(args) => commands::compress::run(args, &progress),
+        Command::Decompress(args) => commands::decompress::run(args, &progress),
+        Command::Inspect(args) => commands::inspect::run(args),
+        Command::Verify(args) => commands::verify::run(args, &progress),
+        Command::Bench(command) => commands::bench::run(command, &progress),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "nwc-encode", &mut script);
+            Ok(Outcome {
+                json: serde_json::json!({ "schema_version": commands::SCHEMA_VERSION, "script": String::from_utf8_lossy(&script) }),
+                text: String::from_utf8_lossy(&script).into_owned(),
+                ok: true,
+            })
+        }
+    }
+}

@@ -79,11 +79,11 @@ impl StreamWriter {
 #[cfg(test)]
 mod tests {
     use constriction::Pos;
+    use constriction::stream::Encode;
     use constriction::stream::model::{
         ContiguousCategoricalEntropyModel, EncoderModel, IterableEntropyModel,
     };
     use constriction::stream::stack::AnsCoder;
-    use constriction::stream::{Code, Encode};
     use proptest::prelude::*;
 
     use super::*;

@@ -49,8 +49,11 @@ impl Codec {
         bytes
     }
 
-    fn weight_table(&self, class: i32, state: u8) -> &Table {
-        let class = class.clamp(0, self.classes as i32 - 1) as usize;
+    fn class(&self, class: i32) -> usize {
+        class.clamp(0, self.classes as i32 - 1) as usize
+    }
+
+    fn weight_table(&self, class: usize, state: u8) -> &Table {
         &self.weights[class * self.unions + usize::from(state) % self.unions]
     }
 }
@@ -169,8 +172,15 @@ impl TensorCoder<'_> {
         classes.iter().map(|&class| i32::from(class)).collect()
     }
 
-    /// The stream of a tile.
-    pub fn encode_tile(&self, codec: &Codec, rate: &RateModel, weights: &[f32], tile: usize) -> Vec<u8> {
+    /// The stream of a tile. What its symbols were is added to `counts`, by class * 2 + parity of the state.
+    pub fn encode_tile(
+        &self,
+        codec: &Codec,
+        rate: &RateModel,
+        weights: &[f32],
+        tile: usize,
+        counts: &mut [Counts],
+    ) -> Vec<u8> {
         let mut buffer = Vec::new();
         let mut indices = Vec::new();
         let mut states = [0u8; LANES];
@@ -203,8 +213,10 @@ impl TensorCoder<'_> {
                 let mut escapes = [0i32; LANES];
                 let mut escaped = 0;
                 writer.step((0..group.lanes).map(|lane| {
-                    let table = codec.weight_table(column_class[lane] + row_class, states[lane]);
+                    let class = codec.class(column_class[lane] + row_class);
+                    let table = codec.weight_table(class, states[lane]);
                     let (value, next) = codec.quantiser.symbol(states[lane], indices[lane]);
+                    counts[class * 2 + usize::from(states[lane] & 1)].add(value);
                     states[lane] = next;
                     table.slot(value).unwrap_or_else(|| {
                         escapes[escaped] = value;
@@ -245,22 +257,17 @@ pub fn count_group(
     block: &Block<'_>,
     classes: usize,
     counts: &mut [Counts],
-) -> f64 {
+) {
     let mut indices = vec![0; block.weights.len()];
     search(quantiser, rate, block, &mut [0; LANES], &mut indices);
     let mut states = [0u8; LANES];
-    let mut error = 0.0;
-    for (row, (indices, weights)) in
-        indices.chunks_exact(LANES).zip(block.weights.chunks_exact(LANES)).enumerate()
-    {
+    for (row, indices) in indices.chunks_exact(LANES).enumerate() {
         let row_class = block.row_class.get(row).copied().unwrap_or(0);
         for lane in 0..block.lanes {
             let class = (block.column_class[lane] + row_class).clamp(0, classes as i32 - 1) as usize;
             let (value, next) = quantiser.symbol(states[lane], indices[lane]);
             counts[class * 2 + usize::from(states[lane] & 1)].add(value);
             states[lane] = next;
-            error += f64::from(weights[lane] - indices[lane] as f32).powi(2);
         }
     }
-    error
 }

@@ -47,15 +47,12 @@ pub struct TensorPlan {
     pub column_class: Vec<i16>,
     /// Class of a weight whose row and column values are 0, before the model's lowest class is made 0.
     pub class_base: i32,
-    /// Sum of the squared weights.
-    pub energy: f64,
 }
 
 impl TensorPlan {
     /// Measures a tensor. `weights` is the whole tensor in its own order.
     pub fn measure(view: View, weights: &[f32], row_alpha: f64, spacing: ClassSpacing) -> Self {
         let squares = row_energies(&view, weights);
-        let energy = squares.iter().sum();
         let columns = view.columns as f64;
         // Deviations about zero: the coder has no means.
         let row_log: Vec<f64> = squares.iter().map(|square| 0.5 * (square / columns).log2()).collect();
@@ -89,7 +86,6 @@ impl TensorPlan {
             row_class: nonzero(row_class),
             column_class: nonzero(column_class),
             class_base,
-            energy,
         }
     }
 
@@ -112,6 +108,11 @@ impl TensorPlan {
     /// Number of tiles side by side.
     pub fn column_blocks(&self) -> usize {
         self.view.columns.div_ceil(self.lanes * self.columns_per_lane)
+    }
+
+    /// Number of tiles.
+    pub fn tiles(&self) -> usize {
+        self.bands() * self.column_blocks()
     }
 
     /// Whether rows have a stream of their own.

@@ -266,46 +266,25 @@ fn fit_tables(quantiser: &Quantiser, by_union: &[Counts], scale: f64) -> (u32, u
         .expect("there are candidates")
 }
 
-/// The rate step at which `bytes(step)`, a falling function, comes to `target`, within `tolerance` bytes.
-///
-/// `per_octave` is about how many bytes an octave of the step saves. Returns the step closest to the target among those tried.
-pub fn solve(
-    start: i32,
-    range: std::ops::RangeInclusive<i32>,
+/// The rate step to try after those that missed: on the line through the two results nearest to the target, or from the nearest one by the rule that an
+/// octave is a bit a weight, `per_bit` bytes in all. `None` when it would repeat itself.
+pub fn next_step(
+    tried: &[(i32, f64)],
     target: f64,
-    tolerance: f64,
-    per_octave: f64,
-    mut bytes: impl FnMut(i32) -> f64,
-) -> i32 {
-    let mut tried: Vec<(i32, f64)> = Vec::new();
-    let mut step = start.clamp(*range.start(), *range.end());
-    for _ in 0..8 {
-        let here = bytes(step);
-        tried.push((step, here));
-        if (here - target).abs() <= tolerance {
-            break;
-        }
-        // The slope through the two tries that are nearest to the target; at first the rule that an octave is a bit a weight.
-        let mut nearest = tried.clone();
-        nearest.sort_by(|a, b| (a.1 - target).abs().total_cmp(&(b.1 - target).abs()));
-        let slope = match nearest.as_slice() {
-            [a, b, ..] if a.0 != b.0 && (a.1 - b.1) * f64::from(a.0 - b.0) < 0.0 => {
-                (a.1 - b.1) / f64::from(a.0 - b.0)
-            }
-            _ => -per_octave / OCTAVE,
-        };
-        let from = nearest[0];
-        let next = (f64::from(from.0) + ((target - from.1) / slope).clamp(-1500.0, 1500.0)).round() as i32;
-        let next = next.clamp(*range.start(), *range.end());
-        if tried.iter().any(|&(step, _)| step == next) {
-            break;
-        }
-        step = next;
-    }
-    tried
-        .into_iter()
-        .min_by(|a, b| (a.1 - target).abs().total_cmp(&(b.1 - target).abs()))
-        .map_or(start, |best| best.0)
+    per_bit: f64,
+    range: &std::ops::RangeInclusive<i32>,
+) -> Option<i32> {
+    let mut nearest = tried.to_vec();
+    nearest.sort_by(|a, b| (a.1 - target).abs().total_cmp(&(b.1 - target).abs()));
+    let slope = match nearest.as_slice() {
+        [a, b, ..] if (a.1 - b.1) * f64::from(a.0 - b.0) < 0.0 => (a.1 - b.1) / f64::from(a.0 - b.0),
+        _ => -per_bit / OCTAVE,
+    };
+    let &(from, bytes) = nearest.first()?;
+    let change = ((target - bytes) / slope).clamp(-1500.0, 1500.0);
+    let change = if change.abs() < 1.0 { change.signum() } else { change.round() };
+    let next = (from + change as i32).clamp(*range.start(), *range.end());
+    (!tried.iter().any(|&(step, _)| step == next)).then_some(next)
 }
 
 #[cfg(test)]
@@ -314,12 +293,17 @@ mod tests {
 
     #[test]
     fn the_step_that_meets_the_target_is_found() {
-        // Bits a weight as a function of the step, flattening at low rates as entropies do.
-        let rate = |step: i32| 1000.0 * (1.0 + (-f64::from(step) / OCTAVE * 2.0).exp2()).log2() / 2.0;
+        // Bytes as a function of the step, flattening at low rates as entropies do.
+        let bytes = |step: i32| 1000.0 * (1.0 + (-f64::from(step) / OCTAVE * 2.0).exp2()).log2() / 2.0;
         for target in [100.0, 500.0, 2000.0, 6000.0] {
-            let step = solve(-1000, -5000..=2000, target, 2.0, 1000.0, rate);
-            assert!((rate(step) - target).abs() < 3.0, "{target}: {}", rate(step));
+            let mut tried = vec![(-1000, bytes(-1000))];
+            while let Some(next) = next_step(&tried, target, 1000.0, &(-5000..=2000)) {
+                tried.push((next, bytes(next)));
+                assert!(tried.len() < 12, "{target}: {tried:?}");
+            }
+            let best = tried.iter().map(|(_, bytes)| (bytes - target).abs()).fold(f64::MAX, f64::min);
+            assert!(best < 3.0, "{target}: {tried:?}");
         }
-        assert_eq!(solve(0, -100..=100, 1e9, 1.0, 1000.0, rate), -100);
+        assert_eq!(next_step(&[(-100, 10.0)], 1e9, 1000.0, &(-100..=100)), None);
     }
 }

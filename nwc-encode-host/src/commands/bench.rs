@@ -1,0 +1,235 @@
+//! `bench`: rate and distortion of the codec, and speed of the decoder.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use half::f16;
+use nwc_decode_core::{Checks, Chunk, CodedTensor, Coding, Container, Scratch, Tables};
+use rayon::prelude::*;
+use serde_json::json;
+
+use super::Outcome;
+use super::compress::{CodingArgs, open, scratch_file};
+use crate::compress::{Target, compress};
+use crate::progress::Progress;
+use crate::restore::{ContainerFile, damaged};
+use crate::synthetic::{Source, ideal_ecsq_nmse};
+use crate::tensors::{OwnedTensors, TensorSource, to_f32};
+use crate::{Error, Result};
+
+/// Measure the codec.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Rate and distortion of a real container, its bytes counted
+    Rd(RdArgs),
+    /// Decoding speed
+    Decode(DecodeArgs),
+}
+
+/// Rate and distortion.
+#[derive(Debug, Args)]
+#[group(id = "what", required = true, multiple = false, args = ["model", "source"])]
+pub struct RdArgs {
+    /// A model to compress
+    pub model: Option<PathBuf>,
+    /// A random matrix to compress
+    #[arg(long)]
+    pub source: Option<Source>,
+    /// Number of weights of the random matrix, which is square
+    #[arg(long, default_value_t = 4_194_304)]
+    pub n: usize,
+    /// Bits per weight
+    #[arg(long)]
+    pub bits: f64,
+    /// Seed of the random matrix
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How weights are coded.
+    #[command(flatten)]
+    pub coding: CodingArgs,
+}
+
+/// Decoding speed.
+#[derive(Debug, Args)]
+pub struct DecodeArgs {
+    /// The container
+    pub file: PathBuf,
+    /// Threads; 1 measures the plain loop of the core
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Runs; the median counts
+    #[arg(long, default_value_t = 11)]
+    pub runs: usize,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Bad usage or input.
+pub fn run(command: &BenchCommand, progress: &dyn Progress) -> Result<Outcome> {
+    match command {
+        BenchCommand::Rd(args) => rate_distortion(args, progress),
+        BenchCommand::Decode(args) => decode(args, progress),
+    }
+}
+
+fn rate_distortion(args: &RdArgs, progress: &dyn Progress) -> Result<Outcome> {
+    let settings = args.coding.settings(Target::Bits(args.bits))?;
+    let mut weights = Vec::new();
+    let source: Box<dyn TensorSource> = match (&args.model, args.source) {
+        (Some(path), _) => Box::new(open(path)?),
+        (None, source) => {
+            let side = args.n.isqrt();
+            if side * side != args.n || side == 0 {
+                return Err(Error::input(format!("--n {} is not a square", args.n))
+                    .remedy("give one, such as 4194304"));
+            }
+            weights = source.unwrap_or(Source::Gaussian).matrix(side, side, args.seed);
+            let mut tensors = OwnedTensors::default();
+            tensors.push_f32("weight", &[side, side], &weights);
+            Box::new(tensors)
+        }
+    };
+    let report = compress(&*source, Vec::new(), &settings, progress, &mut scratch_file()?)?;
+    if let Some(path) = &args.model {
+        // The scalar quantiser is given the coded weights of all tensors at once, each row divided by its deviation as ours are.
+        weights = normalised_rows(&*source, &report)
+            .ok_or_else(|| Error::input("has no coded tensor").file(path))?;
+    }
+    let bits = report.bits_per_weight();
+    let factor = report.nmse * 4f64.powf(bits);
+    let ecsq = ideal_ecsq_nmse(&weights, bits);
+    let json = json!({
+        "bits_per_weight": bits,
+        "nmse": report.nmse,
+        "nmse_times_4r": factor,
+        "entropy_overhead": bits - report.symbol_entropy,
+        "ideal_ecsq_nmse": ecsq,
+        "nmse_over_ecsq": report.nmse / ecsq,
+        "weights": report.weights,
+        "split": report.split,
+    });
+    let text = format!(
+        "{bits:.4} bits per weight, nMSE {:.4e}, nMSE * 4^R {factor:.4}, {:.4} bits above the symbols' entropy, {:.4} of ideal ECSQ\n",
+        report.nmse,
+        bits - report.symbol_entropy,
+        report.nmse / ecsq
+    );
+    Ok(Outcome::new(json, text))
+}
+
+/// The coded tensors' weights, each output row divided by its deviation; `None` if nothing is coded.
+fn normalised_rows(source: &dyn TensorSource, report: &crate::compress::Report) -> Option<Vec<f32>> {
+    let mut all = Vec::new();
+    for (index, tensor) in report.tensors.iter().enumerate().filter(|(_, tensor)| tensor.coding == "coded") {
+        let info = source.tensor(index);
+        let width = tensor.shape.iter().skip(1).product::<usize>().max(1);
+        for row in to_f32(info.dtype, source.bytes(index)).chunks_exact(width) {
+            let deviation = (row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>() / width as f64).sqrt();
+            let inverse = if deviation > 0.0 { 1.0 / deviation } else { 0.0 };
+            all.extend(row.iter().map(|&w| (f64::from(w) * inverse) as f32));
+        }
+    }
+    (!all.is_empty()).then_some(all)
+}
+
+/// One coded tensor with its tables, ready to be decoded again and again.
+struct Prepared<'a> {
+    coded: CodedTensor<'a>,
+    tables: Tables<'a>,
+}
+
+fn decode(args: &DecodeArgs, progress: &dyn Progress) -> Result<Outcome> {
+    let file = ContainerFile::open(&args.file)?;
+    let container = file.container()?;
+    let in_file = |error: nwc_decode_core::Error| damaged(error).file(&args.file);
+    let mut memory: Vec<(Vec<u32>, Vec<u8>)> = Vec::new();
+    for index in 0..container.codec_count() {
+        let codec = container.codec(index).map_err(in_file)?;
+        let need = codec.required_scratch(codec.precision());
+        memory.push((vec![0; need.words], vec![0; need.bytes]));
+    }
+    let mut tables = Vec::new();
+    for (index, (words, bytes)) in memory.iter_mut().enumerate() {
+        let codec = container.codec(index).map_err(in_file)?;
+        tables.push(Tables::expand(&codec, codec.precision(), Scratch { words, bytes }).map_err(in_file)?);
+    }
+    let prepared = prepare(&container, &tables).map_err(in_file)?;
+    let weights: usize = prepared.iter().map(|tensor| tensor.coded.elements()).sum();
+    if weights == 0 {
+        return Err(Error::input("has no coded tensor")
+            .file(&args.file)
+            .remedy("give a container with coded weights"));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.max(1)).build().map_err(|error| {
+        Error::input(format!("cannot start {} threads: {error}", args.threads))
+            .source(error)
+            .remedy("ask for fewer")
+    })?;
+    progress.begin("measuring", 2 * args.runs as u64);
+    let measure = |whole: bool| -> Result<f64> {
+        let mut times = Vec::new();
+        for _ in 0..args.runs.max(1) {
+            progress.check()?;
+            let started = Instant::now();
+            pool.install(|| decode_all(&prepared, whole)).map_err(in_file)?;
+            times.push(started.elapsed());
+            progress.advance(1);
+        }
+        times.sort();
+        Ok(weights as f64 / times[times.len() / 2].max(Duration::from_nanos(1)).as_secs_f64())
+    };
+    let (symbols, whole) = (measure(false)?, measure(true)?);
+    let json = json!({
+        "symbols_per_second": symbols,
+        "weights_per_second": whole,
+        "threads": args.threads,
+        "weights": weights,
+        "runs": args.runs,
+    });
+    let text = format!(
+        "{weights} weights, {} threads: entropy and trellis {:.1} million symbols a second, whole decode to f16 {:.1} million weights a second\n",
+        args.threads,
+        symbols / 1e6,
+        whole / 1e6
+    );
+    Ok(Outcome::new(json, text))
+}
+
+fn prepare<'a>(
+    container: &Container<'a>,
+    tables: &[Tables<'a>],
+) -> Result<Vec<Prepared<'a>>, nwc_decode_core::Error> {
+    container
+        .tensors()
+        .filter(|tensor| tensor.coding() == Coding::Coded)
+        .map(|tensor| {
+            let coded = tensor.coded()?;
+            let tables = *tables.get(coded.codec_index()).ok_or(nwc_decode_core::Error::Index)?;
+            Ok(Prepared { coded, tables })
+        })
+        .collect()
+}
+
+/// Decodes everything: symbols only, or weights as f16 too. Checksums are not part of it.
+fn decode_all(prepared: &[Prepared<'_>], whole: bool) -> Result<(), nwc_decode_core::Error> {
+    prepared
+        .par_iter()
+        .flat_map(|tensor| (0..tensor.coded.tiles()).into_par_iter().map(move |number| (tensor, number)))
+        .try_for_each_init(Vec::new, |out: &mut Vec<f16>, (tensor, number)| {
+            let tile = tensor.coded.tile(number)?;
+            if whole {
+                out.resize(tile.elements(), f16::ZERO);
+                tile.decode(&tensor.tables, Checks::SkipChecksums, out)?;
+                std::hint::black_box(out.as_slice());
+            } else {
+                let mut decoder = tile.decoder(&tensor.tables, Checks::SkipChecksums)?;
+                let mut chunk = Chunk::default();
+                while decoder.next_chunk(&mut chunk)? {
+                    std::hint::black_box(&chunk);
+                }
+            }
+            Ok(())
+        })
+}

@@ -1,0 +1,224 @@
+//! `compress`: a model into a container.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use regex::Regex;
+use serde_json::{Value, json};
+
+use super::{Outcome, human_bytes, split_lines};
+use crate::atomic::AtomicFile;
+use crate::compress::{Report, Selection, Settings, Target, compress, quantiser};
+use crate::container::attachments_section;
+use crate::model::{Model, SkipReason};
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+/// The attachment that says how to write the folder back (docs/bitstream.md §11.2).
+pub(crate) const SOURCE_MANIFEST: &str = "nwc:source";
+
+/// Compress a model: a Hugging Face folder or a .safetensors file.
+#[derive(Debug, Args)]
+#[group(id = "rate", required = true, multiple = false, args = ["bits", "size", "step"])]
+pub struct CompressArgs {
+    /// Folder with config.json and weights, or a .safetensors file
+    pub model: PathBuf,
+    /// The container to write
+    #[arg(short, long, value_name = "OUT.nwc", required_unless_present = "dry_run")]
+    pub output: Option<PathBuf>,
+    /// Bits per coded weight, all bytes that decoding them needs counted; reached within 0.01, never exceeded
+    #[arg(long)]
+    pub bits: Option<f64>,
+    /// Bytes of the whole file; never exceeded
+    #[arg(long, value_name = "BYTES")]
+    pub size: Option<u64>,
+    /// Quantisation step as a multiple of each row's deviation
+    #[arg(long)]
+    pub step: Option<f64>,
+    /// How weights are coded.
+    #[command(flatten)]
+    pub coding: CodingArgs,
+    /// Do everything but leave no file
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Overwrite the output if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// How weights are coded, whatever the rate.
+#[derive(Debug, Args)]
+pub struct CodingArgs {
+    /// scalar, or trellis8 .. trellis256 by number of states
+    #[arg(long, default_value = "trellis8", value_name = "NAME")]
+    pub quantizer: String,
+    /// Steps of rows are proportional to their deviation to this power, 0 to 1
+    #[arg(long, default_value_t = 1.0, value_name = "POWER")]
+    pub row_alpha: f64,
+    /// Code only tensors whose name matches
+    #[arg(long, value_name = "REGEX")]
+    pub include: Option<Regex>,
+    /// Leave tensors raw whose name matches
+    #[arg(long, value_name = "REGEX")]
+    pub exclude: Option<Regex>,
+    /// Leave tensors raw that have fewer weights
+    #[arg(long, default_value_t = Selection::default().min_weights, value_name = "N")]
+    pub min_weights: usize,
+}
+
+impl CodingArgs {
+    /// The settings for a rate.
+    ///
+    /// # Errors
+    /// A quantiser or a power that there is not.
+    pub fn settings(&self, target: Target) -> Result<Settings> {
+        let quantiser = quantiser(&self.quantizer).ok_or_else(|| {
+            Error::input(format!("there is no quantizer \"{}\"", self.quantizer))
+                .remedy("use scalar, trellis8, trellis16, trellis32, trellis64, trellis128 or trellis256")
+        })?;
+        if !(0.0..=1.0).contains(&self.row_alpha) {
+            return Err(Error::input(format!("--row-alpha {} is out of range", self.row_alpha))
+                .remedy("give a power from 0 (all rows one step) to 1 (rows normalised)"));
+        }
+        let selection = Selection {
+            min_weights: self.min_weights,
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            ..Selection::default()
+        };
+        Ok(Settings { quantiser, row_alpha: self.row_alpha, selection, ..Settings::new(target) })
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Bad usage, bad input, a rate out of reach, or the operating system's.
+pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
+    let started = Instant::now();
+    let target = match (args.bits, args.size, args.step) {
+        (Some(bits), ..) => Target::Bits(bits),
+        (_, Some(bytes), _) => Target::Size(bytes),
+        (.., Some(step)) => Target::Step(step),
+        _ => return Err(Error::input("no rate is given").remedy("add --bits, --size or --step")),
+    };
+    let settings = args.coding.settings(target)?;
+    // The output first: to find out after an hour of work that it cannot be written helps nobody.
+    let mut output = match &args.output {
+        Some(path) if !args.dry_run => Some(AtomicFile::create(path, args.force)?),
+        _ => None,
+    };
+    let model = open(&args.model)?;
+    let attachments = attachments(&model, progress)?;
+    let name_file = |error: Error| error.file(&args.model);
+    let report = match &mut output {
+        Some(output) => {
+            compress(&model, attachments, &settings, progress, output.file()).map_err(name_file)?
+        }
+        None => {
+            compress(&model, attachments, &settings, progress, &mut scratch_file()?).map_err(name_file)?
+        }
+    };
+    if let Some(output) = output {
+        progress.check()?;
+        output.commit()?;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let mut json = report_json(&report, seconds);
+    if args.dry_run {
+        json["dry_run"] = json!(true);
+    }
+    let original: usize = (0..model.tensors().len()).map(|index| model.bytes(index).len()).sum();
+    let text = text(&report, original as u64, seconds, args.output.as_deref().filter(|_| !args.dry_run));
+    Ok(Outcome::new(json, text))
+}
+
+/// A file that nobody sees.
+pub(crate) fn scratch_file() -> Result<fs::File> {
+    tempfile::tempfile().map_err(|error| {
+        Error::input(format!("cannot create a temporary file: {error}"))
+            .source(error)
+            .remedy("set TMPDIR to a folder that you may write to")
+    })
+}
+
+/// Opens a model, with a hint where a container is given.
+pub(crate) fn open(path: &Path) -> Result<Model> {
+    if path.extension().is_some_and(|extension| extension == "nwc") {
+        return Err(Error::input("is compressed already")
+            .file(path)
+            .remedy("give the folder or .safetensors file it was made from"));
+    }
+    Model::open(path)
+}
+
+/// The files that travel with the weights, and how to write the folder back.
+fn attachments(model: &Model, progress: &dyn Progress) -> Result<Vec<u8>> {
+    for skipped in model.skipped() {
+        if matches!(skipped.reason, SkipReason::TooLarge { .. } | SkipReason::Weights | SkipReason::Name) {
+            progress.warn(&format!("{} is not taken along: {}", skipped.name, skipped.reason));
+        }
+    }
+    let files: Vec<Value> = model
+        .files()
+        .iter()
+        .map(|file| json!({ "name": file.name, "metadata": file.metadata, "tensors": file.tensors }))
+        .collect();
+    let mut contents = vec![(SOURCE_MANIFEST.to_owned(), json!({ "files": files }).to_string().into_bytes())];
+    for attachment in model.attachments() {
+        let content =
+            fs::read(&attachment.path).map_err(|error| Error::io("cannot read", &attachment.path, error))?;
+        contents.push((attachment.name.clone(), content));
+    }
+    attachments_section(&contents)
+        .map_err(|error| Error::input(format!("cannot compress the attachments: {error}")).source(error))
+}
+
+/// The keys of docs/cli.md.
+pub(crate) fn report_json(report: &Report, seconds: f64) -> Value {
+    let tensors: Vec<Value> = report
+        .tensors
+        .iter()
+        .map(|tensor| {
+            json!({
+                "name": tensor.name,
+                "shape": tensor.shape,
+                "coding": tensor.coding,
+                "bits_per_weight": tensor.bits_per_weight,
+                "nmse": tensor.nmse,
+            })
+        })
+        .collect();
+    json!({
+        "bytes": report.split.bytes(),
+        "weights": report.weights,
+        "bits_per_weight": report.bits_per_weight(),
+        "split": report.split,
+        "nmse": report.nmse,
+        "nmse_mean": report.nmse_mean,
+        "symbol_entropy": report.symbol_entropy,
+        "seconds": seconds,
+        "tensors": tensors,
+    })
+}
+
+fn text(report: &Report, original: u64, seconds: f64, output: Option<&Path>) -> String {
+    let mut text = String::new();
+    let to = output.map_or_else(|| "nothing written (dry run)".to_owned(), |path| path.display().to_string());
+    let bytes = report.split.bytes();
+    let _ = writeln!(
+        text,
+        "{to}: {} from {} of weights ({:.2} times smaller), {:.4} bits per weight, nMSE {:.3e}, {seconds:.1} s",
+        human_bytes(bytes),
+        human_bytes(original),
+        original as f64 / bytes as f64,
+        report.bits_per_weight(),
+        report.nmse,
+    );
+    let coded = report.tensors.iter().filter(|tensor| tensor.coding == "coded").count();
+    let _ = writeln!(text, "{coded} of {} tensors coded, {} weights", report.tensors.len(), report.weights);
+    text + &split_lines(&report.split)
+}

@@ -1,0 +1,228 @@
+//! `decompress`: a container back into a folder.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use flate2::read::ZlibDecoder;
+use half::{bf16, f16};
+use nwc_decode_core::{Attachment, Checks, Coding, Container, DType, Tensor};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Outcome;
+use super::compress::SOURCE_MANIFEST;
+use crate::model::{FolderWriter, check_file_name};
+use crate::progress::Progress;
+use crate::restore::{ContainerFile, damaged, decode_as, decode_own};
+use crate::tensors::to_f32;
+use crate::{Error, Result};
+
+/// A zlib stream cannot inflate to more than this for each of its bytes.
+const MAX_INFLATION: u64 = 1032;
+
+/// Write the model's folder back: safetensors and the files that came with them.
+#[derive(Debug, Args)]
+pub struct DecompressArgs {
+    /// The container
+    pub file: PathBuf,
+    /// The folder to write
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Write floating-point tensors as this type, not as the original's
+    #[arg(long)]
+    pub dtype: Option<FloatType>,
+    /// Replace the folder if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Types that weights can be written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum FloatType {
+    F16,
+    Bf16,
+    F32,
+}
+
+impl FloatType {
+    fn dtype(self) -> DType {
+        match self {
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+            Self::F32 => DType::F32,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    files: Vec<ManifestFile>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ManifestFile {
+    name: String,
+    metadata: Option<BTreeMap<String, String>>,
+    tensors: Vec<usize>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A damaged container, or the operating system's.
+pub fn run(args: &DecompressArgs, progress: &dyn Progress) -> Result<Outcome> {
+    let started = Instant::now();
+    let file = ContainerFile::open(&args.file)?;
+    let container = file.container()?;
+    let mut writer = FolderWriter::create(&args.output, args.force)?;
+    refuse_input_inside(args)?;
+    let in_file = |error: Error| error.file(&args.file);
+
+    let mut manifest = None;
+    for attachment in container.attachments().map_err(damaged).map_err(in_file)? {
+        let content = inflate(&attachment).map_err(in_file)?;
+        if attachment.name == SOURCE_MANIFEST {
+            manifest = Some(content);
+        } else if !attachment.name.starts_with("nwc:") {
+            check_file_name(attachment.name).map_err(in_file)?;
+            writer.add_file(attachment.name, &content)?;
+        }
+    }
+    let tensors: Vec<Tensor<'_>> = container.tensors().collect();
+    let manifest = read_manifest(manifest.as_deref(), tensors.len()).map_err(in_file)?;
+    let weights: usize =
+        tensors.iter().filter(|tensor| tensor.coding() == Coding::Coded).map(Tensor::elements).sum();
+    progress.begin("decoding", tensors.iter().map(|tensor| tensor.elements() as u64).sum());
+
+    for part in &manifest.files {
+        let layout: Vec<(String, DType, Vec<usize>)> = part
+            .tensors
+            .iter()
+            .map(|&index| {
+                let tensor = &tensors[index];
+                let shape = tensor.shape().iter().map(|&dim| dim as usize).collect();
+                (tensor.name().to_string(), output_dtype(tensor.dtype(), args.dtype), shape)
+            })
+            .collect();
+        let borrowed: Vec<(&str, DType, &[usize])> =
+            layout.iter().map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.as_slice())).collect();
+        writer.begin_file(&part.name, part.metadata.as_ref(), &borrowed)?;
+        for &index in &part.tensors {
+            progress.check()?;
+            let tensor = &tensors[index];
+            let bytes = decode(&container, tensor, args.dtype)
+                .map_err(|error| error.tensor(tensor.name().to_string()))
+                .map_err(in_file)?;
+            writer.write_tensor(&bytes)?;
+            progress.advance(tensor.elements() as u64);
+        }
+        writer.end_file()?;
+    }
+    progress.check()?;
+    writer.commit()?;
+
+    let seconds = started.elapsed().as_secs_f64();
+    let rate = weights as f64 / seconds;
+    let json = json!({ "tensors": tensors.len(), "seconds": seconds, "weights_per_second": rate });
+    let text = format!(
+        "{}: {} tensors, {weights} coded weights, {seconds:.2} s ({:.1} million weights a second)\n",
+        args.output.display(),
+        tensors.len(),
+        rate / 1e6
+    );
+    Ok(Outcome::new(json, text))
+}
+
+/// With --force the old folder goes; the container must not go with it.
+fn refuse_input_inside(args: &DecompressArgs) -> Result<()> {
+    let (Ok(input), Ok(output)) = (args.file.canonicalize(), args.output.canonicalize()) else {
+        return Ok(());
+    };
+    if args.force && input.starts_with(&output) {
+        return Err(Error::input("lies in the folder that would be replaced")
+            .file(&args.file)
+            .remedy("choose another folder, or move the container out of it"));
+    }
+    Ok(())
+}
+
+/// What a tensor of this type is written as.
+fn output_dtype(dtype: DType, wanted: Option<FloatType>) -> DType {
+    match wanted {
+        Some(wanted) if matches!(dtype, DType::F32 | DType::F16 | DType::BF16) => wanted.dtype(),
+        _ => dtype,
+    }
+}
+
+fn decode(container: &Container<'_>, tensor: &Tensor<'_>, wanted: Option<FloatType>) -> Result<Vec<u8>> {
+    let dtype = output_dtype(tensor.dtype(), wanted);
+    if dtype == tensor.dtype() {
+        return decode_own(container, tensor, Checks::All);
+    }
+    let original = tensor.resolve(container).map_err(damaged)?;
+    if original.coding() == Coding::Coded {
+        return decode_as(container, &original, dtype, Checks::All);
+    }
+    // Raw tensors may hold anything, infinity and NaN too, so they are rounded by the ordinary rules.
+    let values = to_f32(tensor.dtype(), &decode_own(container, tensor, Checks::All)?);
+    Ok(match dtype {
+        DType::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+        DType::BF16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    })
+}
+
+/// The content of an attachment, checked.
+pub(crate) fn inflate(attachment: &Attachment<'_>) -> Result<Vec<u8>> {
+    let bad = || damaged(nwc_decode_core::Error::Attachment);
+    let content = if attachment.zlib {
+        if attachment.len > attachment.stored.len() as u64 * MAX_INFLATION {
+            return Err(bad());
+        }
+        let mut decoder = ZlibDecoder::new(attachment.stored);
+        let mut content = Vec::new();
+        decoder.by_ref().take(attachment.len + 1).read_to_end(&mut content).map_err(|_| bad())?;
+        if decoder.total_in() != attachment.stored.len() as u64 {
+            return Err(bad());
+        }
+        content
+    } else {
+        attachment.stored.to_vec()
+    };
+    if content.len() as u64 != attachment.len || crc32fast::hash(&content) != attachment.crc {
+        return Err(bad());
+    }
+    Ok(content)
+}
+
+/// The files to write. Without a manifest all tensors go to one file.
+fn read_manifest(bytes: Option<&[u8]>, tensors: usize) -> Result<Manifest> {
+    let Some(bytes) = bytes else {
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let file = ManifestFile {
+            name: "model.safetensors".to_owned(),
+            metadata: Some(metadata),
+            tensors: (0..tensors).collect(),
+        };
+        return Ok(Manifest { files: vec![file] });
+    };
+    let bad = |problem: String| Error::input(problem).remedy("compress the model again");
+    let manifest: Manifest = serde_json::from_slice(bytes)
+        .map_err(|error| bad(format!("its list of files cannot be read: {error}")).source(error))?;
+    let mut seen = HashSet::new();
+    for file in &manifest.files {
+        check_file_name(&file.name)?;
+        if let Some(index) = file.tensors.iter().find(|&&index| index >= tensors || !seen.insert(index)) {
+            return Err(bad(format!("its list of files names tensor {index} twice, or there is none")));
+        }
+    }
+    if seen.len() == tensors {
+        Ok(manifest)
+    } else {
+        Err(bad("its list of files leaves out tensors".to_owned()))
+    }
+}

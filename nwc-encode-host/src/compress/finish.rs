@@ -1,0 +1,121 @@
+//! Writing the container, and decoding it again before it is given its name.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+
+use nwc_decode_core::{Checks, Coding, Container, DType, Limits};
+use rayon::prelude::*;
+
+use super::job::{Coded, Job};
+use super::{Report, TensorReport, cannot_write};
+use crate::container::{EntryKind, Layout, Split};
+use crate::tensors::{TensorSource, to_f32};
+use crate::{Error, Result, restore};
+
+/// Writes the file, content checksums still missing.
+pub(super) fn write(
+    source: &dyn TensorSource,
+    layout: &Layout,
+    coded: &mut Coded,
+    out: &mut File,
+) -> std::io::Result<()> {
+    coded.items.seek(SeekFrom::Start(0))?;
+    let mut items = BufReader::new(&mut coded.items);
+    let mut out = BufWriter::with_capacity(1 << 20, out);
+    layout.write_front(&mut out)?;
+    for (index, entry) in coded.entries.iter().enumerate() {
+        layout.write_gap(&mut out, index)?;
+        match &entry.kind {
+            EntryKind::Raw { .. } => out.write_all(source.bytes(index))?,
+            EntryKind::Alias(_) => {}
+            EntryKind::Coded(entry) => {
+                std::io::copy(&mut items.by_ref().take(entry.len), &mut out)?;
+            }
+        }
+    }
+    layout.write_back(&mut out)?;
+    out.flush()
+}
+
+/// Decodes the file that was written, tensor by tensor; measures the error on what every decoder will give; fills in the content checksums.
+pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<Report> {
+    let (source, progress) = (job.source, job.progress);
+    let wrap = |error: nwc_decode_core::Error| {
+        Error::input(format!("the new container does not decode: {error}")).remedy("please report this")
+    };
+    // SAFETY: the file is ours, just created under a temporary name; nothing else writes to it while it is mapped.
+    let map = unsafe { memmap2::Mmap::map(&*out) }
+        .map_err(|error| Error::input(format!("cannot read the container back: {error}")).source(error))?;
+    let container = Container::open(&map, &Limits::default()).map_err(wrap)?;
+    let mut report = Report {
+        weights: 0,
+        split: Split::of(&container).map_err(wrap)?,
+        nmse: 0.0,
+        nmse_mean: 0.0,
+        symbol_entropy: 0.0,
+        tensors: Vec::new(),
+    };
+    progress.begin("checking", coded_weights(&container));
+    let (mut error, mut energy, mut count) = (0.0, 0.0, 0u32);
+    for (index, tensor) in container.tensors().enumerate() {
+        progress.check()?;
+        let info = source.tensor(index);
+        let mut line = TensorReport {
+            name: info.name.to_owned(),
+            shape: info.shape.to_vec(),
+            coding: restore::coding_name(tensor.coding()),
+            bits_per_weight: tensor.stored_bytes() as f64 * 8.0 / (tensor.elements().max(1)) as f64,
+            nmse: 0.0,
+        };
+        match (&mut coded.entries[index].kind, tensor.coding()) {
+            (EntryKind::Raw { crc, .. }, _) => *crc = crc32fast::hash(source.bytes(index)),
+            (EntryKind::Coded(entry), Coding::Coded) => {
+                let bytes = restore::decode_own(&container, &tensor, Checks::SkipChecksums)
+                    .map_err(|error| error.tensor(info.name))?;
+                entry.content_crc = crc32fast::hash(&bytes);
+                let (tensor_error, tensor_energy) = squared_error(info.dtype, source.bytes(index), &bytes);
+                line.nmse = if tensor_energy > 0.0 { tensor_error / tensor_energy } else { 0.0 };
+                (error, energy, count) = (error + tensor_error, energy + tensor_energy, count + 1);
+                report.nmse_mean += line.nmse;
+                report.weights += tensor.elements() as u64;
+                progress.advance(tensor.elements() as u64);
+            }
+            _ => {}
+        }
+        report.tensors.push(line);
+    }
+    report.nmse = if energy > 0.0 { error / energy } else { 0.0 };
+    report.nmse_mean /= f64::from(count.max(1));
+    report.symbol_entropy = coded.entropy_bits / report.weights.max(1) as f64;
+    drop(map);
+    let layout = job.layout(&coded)?;
+    out.seek(SeekFrom::Start(0)).map_err(cannot_write)?;
+    layout.write_front(out).map_err(cannot_write)?;
+    Ok(report)
+}
+
+/// Number of coded weights.
+fn coded_weights(container: &Container<'_>) -> u64 {
+    container
+        .tensors()
+        .filter(|tensor| tensor.coding() == Coding::Coded)
+        .map(|tensor| tensor.elements() as u64)
+        .sum()
+}
+
+/// Sum of squared differences and sum of squared originals, on values of the tensor's dtype.
+pub(crate) fn squared_error(dtype: DType, original: &[u8], decoded: &[u8]) -> (f64, f64) {
+    const PART: usize = 1 << 16;
+    let part = PART * dtype.size();
+    let parts: Vec<(f64, f64)> = original
+        .par_chunks(part)
+        .zip(decoded.par_chunks(part))
+        .map(|(original, decoded)| {
+            let (a, b) = (to_f32(dtype, original), to_f32(dtype, decoded));
+            a.iter().zip(&b).fold((0.0, 0.0), |(error, energy), (&a, &b)| {
+                (error + (f64::from(a) - f64::from(b)).powi(2), energy + f64::from(a).powi(2))
+            })
+        })
+        .collect();
+    parts.into_iter().fold((0.0, 0.0), |(error, energy), part| (error + part.0, energy + part.1))
+}

@@ -1,0 +1,384 @@
+//! The work on one model: measuring it, finding the step that meets the target, coding it.
+
+use std::io::{BufWriter, Write};
+
+use rayon::prelude::*;
+use tempfile::SpooledTempFile;
+
+use super::encode::{COLUMN_CLASS, ROW_CLASS, ROW_SCALE, TensorCoder};
+use super::plan::{ClassSpacing, OCTAVE, TensorPlan};
+use super::rate::{SAMPLE_WEIGHTS, Sample, TensorSample, next_step};
+use super::{Fate, RATE_WINDOW, Settings, Target, View};
+use crate::coding::table::Counts;
+use crate::container::{CodedEntry, Entry, EntryKind, Layout};
+use crate::progress::Progress;
+use crate::tensors::{TensorSource, to_f32};
+use crate::{Error, Result};
+
+/// Where in the window it is aimed at.
+const AIM: f64 = 0.004;
+/// Steps from 2^-7 to 2^2 of a row's deviation: about 8 bits a weight to nearly none.
+const RATE_STEPS: std::ops::RangeInclusive<i32> = -7 * 512..=2 * 512;
+/// Weights that are in memory at once, unless one tensor has more.
+const BATCH_WEIGHTS: usize = 8 << 20;
+/// Rates that may be tried, on the sample and then on the model, to land in the window.
+const MAX_TRIES: usize = 8;
+/// Bytes of streams that are kept in memory before they go to a temporary file.
+const SPOOL_BYTES: usize = 64 << 20;
+
+/// One model being compressed.
+pub(super) struct Job<'a> {
+    pub(super) source: &'a dyn TensorSource,
+    pub(super) settings: &'a Settings,
+    pub(super) progress: &'a dyn Progress,
+    /// The section as it will be written.
+    pub(super) attachments: Vec<u8>,
+    /// What becomes of each tensor.
+    pub(super) fates: Vec<Fate>,
+}
+
+/// Everything about the model that does not depend on the rate.
+pub(super) struct Planned {
+    /// Index of each coded tensor, and its plan.
+    plans: Vec<(usize, TensorPlan)>,
+    /// Number of coded weights.
+    weights: u64,
+    sample: Sample,
+}
+
+/// The model coded at one rate.
+pub(super) struct Coded {
+    /// The directory, content checksums still missing.
+    pub(super) entries: Vec<Entry>,
+    /// The codec's stored form.
+    pub(super) codec: Vec<u8>,
+    /// The items of the coded tensors back to back.
+    pub(super) items: SpooledTempFile,
+    /// Entropy of all symbols, in bits.
+    pub(super) entropy_bits: f64,
+}
+
+impl Coded {
+    /// Bytes of a tensor's item; `None` if it is not coded.
+    pub(super) fn item_bytes(&self, index: usize) -> Option<u64> {
+        match &self.entries[index].kind {
+            EntryKind::Coded(entry) => Some(entry.len),
+            _ => None,
+        }
+    }
+}
+
+impl Job<'_> {
+    /// Tensors to be coded, in batches that fit in memory together.
+    fn batches(&self) -> Vec<Vec<(usize, View)>> {
+        let mut batches: Vec<Vec<(usize, View)>> = Vec::new();
+        let mut filled = 0;
+        for (index, fate) in self.fates.iter().enumerate() {
+            let Fate::Code(view) = fate else { continue };
+            if batches.is_empty() || filled + view.elements() > BATCH_WEIGHTS {
+                batches.push(Vec::new());
+                filled = 0;
+            }
+            filled += view.elements();
+            batches.last_mut().expect("just pushed").push((index, *view));
+        }
+        batches
+    }
+
+    fn load(&self, index: usize) -> Vec<f32> {
+        to_f32(self.source.tensor(index).dtype, self.source.bytes(index))
+    }
+
+    /// Reads the model once: row and column spreads, and the sample.
+    pub(super) fn measure(&self) -> Result<Planned> {
+        let batches = self.batches();
+        let weights: usize = batches.iter().flatten().map(|(_, view)| view.elements()).sum();
+        let fraction = SAMPLE_WEIGHTS as f64 / weights.max(1) as f64;
+        // Columns of few weights cannot tell their spread finely, and small models cannot pay for many tables.
+        let rows = batches.iter().flatten().map(|(_, view)| view.elements() * view.rows).sum::<usize>()
+            / weights.max(1);
+        let spacing = ClassSpacing(if rows < 200 { 0.5 } else { 0.25 });
+        self.progress.begin("measuring", weights as u64);
+        let mut plans = Vec::new();
+        let mut samples = Vec::new();
+        for batch in batches {
+            self.progress.check()?;
+            let measured: Vec<_> = batch
+                .par_iter()
+                .map(|&(index, view)| {
+                    let weights = self.load(index);
+                    let plan = TensorPlan::measure(view, &weights, self.settings.row_alpha, spacing);
+                    let sample = TensorSample::take(&plan, &weights, fraction);
+                    self.progress.advance(weights.len() as u64);
+                    (index, plan, sample)
+                })
+                .collect();
+            for (index, plan, sample) in measured {
+                plans.push((index, plan));
+                samples.push(sample);
+            }
+        }
+        let sample = Sample::new(
+            self.settings.quantiser.clone(),
+            &plans.iter().map(|(_, plan)| plan).collect::<Vec<_>>(),
+            samples,
+        );
+        Ok(Planned { plans, weights: weights as u64, sample })
+    }
+
+    /// Lays out a coded model.
+    pub(super) fn layout(&self, coded: &Coded) -> Result<Layout> {
+        Layout::new(&coded.entries, std::slice::from_ref(&coded.codec), self.attachments.clone())
+    }
+
+    /// Finds the step, codes the model, and trims the step until the rate is in its window.
+    pub(super) fn meet_target(&self, planned: &Planned) -> Result<Coded> {
+        let weights = planned.weights as f64;
+        let limit = match self.settings.target {
+            Target::Step(step) => {
+                let rate_step = (step.log2() * OCTAVE).round();
+                if !(step > 0.0 && RATE_STEPS.contains(&(rate_step as i32))) {
+                    return Err(Error::input(format!("a step of {step} is out of reach"))
+                        .remedy("choose a step between 0.0079 and 4 deviations"));
+                }
+                return self.pass(planned, rate_step as i32);
+            }
+            Target::Bits(bits) if !(bits > 0.0 && bits < 100.0) => {
+                return Err(Error::input(format!("{bits} bits per weight cannot be meant"))
+                    .remedy("give a number such as 4.0"));
+            }
+            Target::Bits(bits) => bits * weights / 8.0,
+            Target::Size(bytes) => bytes as f64,
+        };
+        if planned.plans.is_empty() {
+            return self.nothing_to_code(planned, limit);
+        }
+        let per_bit = weights / 8.0;
+        let aim = limit - AIM * per_bit;
+        self.progress.begin("searching the rate", 0);
+        // Where a model of one bit a weight less per octave, and about 1.05 bits at a step of one deviation, would be.
+        let guess = -((limit - self.raw_bytes() as f64) / per_bit - 1.05) * OCTAVE;
+        let mut rate_step = (guess as i32).clamp(*RATE_STEPS.start(), *RATE_STEPS.end());
+        let mut estimated = Vec::new();
+        for _ in 0..MAX_TRIES {
+            let bytes = self.estimate(planned, rate_step)?;
+            estimated.push((rate_step, bytes));
+            if (bytes - aim).abs() <= 0.001 * per_bit {
+                break;
+            }
+            let Some(next) = next_step(&estimated, aim, per_bit, &RATE_STEPS) else { break };
+            rate_step = next;
+        }
+        let nearest = estimated.into_iter().min_by(|a, b| (a.1 - aim).abs().total_cmp(&(b.1 - aim).abs()));
+        rate_step = nearest.map_or(rate_step, |nearest| nearest.0);
+
+        let mut tried = Vec::new();
+        let mut best: Option<(f64, Coded)> = None;
+        for _ in 0..MAX_TRIES {
+            let coded = self.pass(planned, rate_step)?;
+            let bytes = self.objective(&self.layout(&coded)?) as f64;
+            tried.push((rate_step, bytes));
+            if bytes <= limit && best.as_ref().is_none_or(|(least, _)| bytes > *least) {
+                best = Some((bytes, coded));
+            }
+            if (limit - RATE_WINDOW * per_bit..=limit).contains(&bytes) {
+                break;
+            }
+            let Some(next) = next_step(&tried, aim, per_bit, &RATE_STEPS) else { break };
+            rate_step = next;
+        }
+        let reach = |rate_step: &i32| self.estimate(planned, *rate_step);
+        match best {
+            Some((bytes, coded)) if bytes >= limit - RATE_WINDOW * per_bit => Ok(coded),
+            Some((_, coded)) if reach(RATE_STEPS.start())? >= limit - RATE_WINDOW * per_bit => {
+                self.progress.warn(&format!(
+                    "the model is too small to come within {RATE_WINDOW} bits per weight of the target; the next rate below is taken"
+                ));
+                Ok(coded)
+            }
+            _ => Err(self.out_of_reach(reach(RATE_STEPS.end())?, reach(RATE_STEPS.start())?, per_bit)),
+        }
+    }
+
+    /// A container of raw tensors only.
+    fn nothing_to_code(&self, planned: &Planned, limit: f64) -> Result<Coded> {
+        self.progress.warn("no tensor is coded: all are small, excluded or of other types");
+        let coded = self.pass(planned, 0)?;
+        let bytes = self.layout(&coded)?.file_bytes() as f64;
+        if matches!(self.settings.target, Target::Size(_)) && bytes > limit {
+            return Err(self.out_of_reach(bytes, bytes, 1.0));
+        }
+        Ok(coded)
+    }
+
+    /// About how many bytes count against the target at a rate.
+    fn estimate(&self, planned: &Planned, rate_step: i32) -> Result<f64> {
+        self.progress.check()?;
+        let estimate = planned.sample.estimate(rate_step);
+        let codec = estimate.codec.to_bytes();
+        let layout = Layout::new(&self.entries(planned, rate_step), &[codec], self.attachments.clone())?;
+        let streams = |plan: &TensorPlan| {
+            // A record, rounding up to 4 bytes, and of each lane's state the 24 bits that its start wastes.
+            let tile = 8 + 1 + 3 * plan.lanes;
+            plan.bands() * (plan.column_blocks() * tile + if plan.has_row_streams() { 8 + 1 + 3 } else { 0 })
+        };
+        let streams: usize = planned.plans.iter().map(|(_, plan)| streams(plan)).sum();
+        Ok(self.objective(&layout) as f64 + estimate.symbol_bytes + streams as f64)
+    }
+
+    /// Bytes that no rate changes, if they count against the target.
+    fn raw_bytes(&self) -> usize {
+        let raw = |(index, fate): (usize, &Fate)| {
+            if matches!(fate, Fate::Raw) { self.source.bytes(index).len() } else { 0 }
+        };
+        match self.settings.target {
+            Target::Size(_) => self.attachments.len() + self.fates.iter().enumerate().map(raw).sum::<usize>(),
+            _ => 0,
+        }
+    }
+
+    /// The bytes that the target limits.
+    fn objective(&self, layout: &Layout) -> u64 {
+        match self.settings.target {
+            Target::Size(_) => layout.file_bytes(),
+            _ => layout.counted_bytes(),
+        }
+    }
+
+    fn out_of_reach(&self, lowest: f64, highest: f64, per_bit: f64) -> Error {
+        match self.settings.target {
+            Target::Size(bytes) => Error::input(format!("a size of {bytes} bytes is out of reach"))
+                .remedy(format!("choose one between about {lowest:.0} and {highest:.0} bytes")),
+            Target::Bits(target) | Target::Step(target) => {
+                Error::input(format!("{target} bits per weight are out of reach")).remedy(format!(
+                    "choose a rate between about {:.2} and {:.2}",
+                    lowest / per_bit + RATE_WINDOW,
+                    highest / per_bit
+                ))
+            }
+        }
+    }
+
+    /// Directory entries at a rate; lengths and checksums of coded tensors are 0.
+    fn entries(&self, planned: &Planned, rate_step: i32) -> Vec<Entry> {
+        let mut plans = planned.plans.iter();
+        self.fates
+            .iter()
+            .enumerate()
+            .map(|(index, fate)| {
+                let tensor = self.source.tensor(index);
+                let kind = match fate {
+                    Fate::Raw => EntryKind::Raw { crc: 0, len: self.source.bytes(index).len() as u64 },
+                    Fate::Alias(target) => EntryKind::Alias(*target),
+                    Fate::Code(view) => {
+                        let (_, plan) = plans.next().expect("every coded tensor has a plan");
+                        let coder = coder(planned, plan, rate_step);
+                        let side = u8::from(!plan.row_scale.is_empty()) << ROW_SCALE
+                            | u8::from(!plan.row_class.is_empty()) << ROW_CLASS
+                            | u8::from(!plan.column_class.is_empty()) << COLUMN_CLASS;
+                        EntryKind::Coded(CodedEntry {
+                            transposed: view.transposed,
+                            batched: view.batched,
+                            codec: 0,
+                            lanes: plan.lanes as u8,
+                            columns_per_lane: plan.columns_per_lane as u64,
+                            tile_rows: plan.tile_rows as u64,
+                            step: coder.step(),
+                            class_base: coder.class_base().clamp(0, 255) as u8,
+                            side,
+                            row_shift: if side & 1 == 0 { 0 } else { plan.row_shift as u8 },
+                            column_shift: 0,
+                            len: 0,
+                            content_crc: 0,
+                        })
+                    }
+                };
+                Entry {
+                    name: tensor.name.to_owned(),
+                    dtype: tensor.dtype,
+                    shape: tensor.shape.to_vec(),
+                    kind,
+                }
+            })
+            .collect()
+    }
+
+    /// Codes the whole model at one rate.
+    fn pass(&self, planned: &Planned, rate_step: i32) -> Result<Coded> {
+        let estimate = planned.sample.estimate(rate_step);
+        let codec = &estimate.codec;
+        let mut entries = self.entries(planned, rate_step);
+        let mut items = BufWriter::new(tempfile::spooled_tempfile(SPOOL_BYTES));
+        let mut counts = vec![Counts::default(); codec.classes * 2];
+        self.progress.begin("coding", planned.weights);
+        let mut next = 0;
+        for batch in self.batches() {
+            let plans = &planned.plans[next..next + batch.len()];
+            next += batch.len();
+            let loaded: Vec<Vec<f32>> = batch.par_iter().map(|&(index, _)| self.load(index)).collect();
+            let coders: Vec<_> = plans.iter().map(|(_, plan)| coder(planned, plan, rate_step)).collect();
+            // All tiles of the batch in one list, so that small tensors keep all cores busy too.
+            let tiles: Vec<(usize, usize)> = coders
+                .iter()
+                .enumerate()
+                .flat_map(|(i, coder)| (0..coder.plan.tiles()).map(move |tile| (i, tile)))
+                .collect();
+            let streams: Vec<Result<(Vec<u8>, Vec<Counts>)>> = tiles
+                .par_iter()
+                .map(|&(i, tile)| {
+                    self.progress.check()?;
+                    let mut counts = vec![Counts::default(); codec.classes * 2];
+                    let stream = coders[i].encode_tile(codec, &estimate.rate, &loaded[i], tile, &mut counts);
+                    let done: usize = coders[i].tile_groups(tile).map(|group| group.rows * group.lanes).sum();
+                    self.progress.advance(done as u64);
+                    Ok((stream, counts))
+                })
+                .collect();
+            let mut streams = streams.into_iter();
+            for (coder, &(index, _)) in coders.iter().zip(&batch) {
+                let plan = coder.plan;
+                let bands = if plan.has_row_streams() { plan.bands() } else { 0 };
+                let mut parts: Vec<Vec<u8>> = (0..bands).map(|band| coder.encode_rows(codec, band)).collect();
+                for _ in 0..plan.tiles() {
+                    let (stream, tile_counts) = streams.next().expect("a stream for each tile")?;
+                    counts.iter_mut().zip(&tile_counts).for_each(|(all, tile)| all.merge(tile));
+                    parts.push(stream);
+                }
+                let len = write_item(&mut items, &parts).map_err(cannot_spool)?;
+                let EntryKind::Coded(entry) = &mut entries[index].kind else { unreachable!("it has a plan") };
+                entry.len = len.ok_or_else(|| {
+                    Error::input("its streams come to more than 16 GiB")
+                        .tensor(self.source.tensor(index).name)
+                })?;
+            }
+        }
+        let items = items.into_inner().map_err(|error| cannot_spool(error.into_error()))?;
+        let entropy_bits = counts.iter().map(|counts| counts.entropy() * counts.total() as f64).sum();
+        Ok(Coded { entries, codec: codec.to_bytes(), items, entropy_bits })
+    }
+}
+
+fn coder<'p>(planned: &Planned, plan: &'p TensorPlan, rate_step: i32) -> TensorCoder<'p> {
+    TensorCoder { plan, rate_step, class_offset: planned.sample.class_offset }
+}
+
+fn cannot_spool(error: std::io::Error) -> Error {
+    Error::input(format!("cannot write a temporary file: {error}"))
+        .source(error)
+        .remedy("free some space, or set TMPDIR to a folder on a larger disk")
+}
+
+/// Writes the records and streams of a coded tensor (§5.2); returns its length, `None` if it is too long for its records.
+fn write_item(out: &mut impl Write, streams: &[Vec<u8>]) -> std::io::Result<Option<u64>> {
+    let mut end = 0u64;
+    for stream in streams {
+        end += stream.len() as u64;
+        let Ok(units) = u32::try_from(end / 4) else { return Ok(None) };
+        out.write_all(&units.to_le_bytes())?;
+        out.write_all(&crc32fast::hash(stream).to_le_bytes())?;
+    }
+    for stream in streams {
+        out.write_all(stream)?;
+    }
+    Ok(Some(end + 8 * streams.len() as u64))
+}
