@@ -6,41 +6,62 @@ use crate::{Error, Tables};
 /// The bottom of a lane's range; also the state in which every lane ends.
 pub(crate) const LOWER_BOUND: u32 = 1 << 16;
 
-/// The words of a stream that have not been read.
+/// The words of a stream, and how many of them have been read.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Words<'a>(&'a [u8]);
+pub(crate) struct Words<'a> {
+    words: &'a [[u8; 2]],
+    /// May pass the end within a step; [`check`](Self::check) then reports it.
+    read: usize,
+}
 
 impl<'a> Words<'a> {
+    /// The next word; 0 beyond the end.
     #[inline(always)]
-    pub(crate) fn next(&mut self) -> Result<u16, Error> {
-        let (word, rest) = self.0.split_first_chunk::<2>().ok_or(Error::Overrun)?;
-        self.0 = rest;
-        Ok(u16::from_le_bytes(*word))
+    fn peek(&self) -> u32 {
+        self.words.get(self.read).map_or(0, |word| u32::from(u16::from_le_bytes(*word)))
     }
 
-    /// Brings a lane back into its range (§6.3).
+    /// Takes a word. Reading past the end gives 0, and an error from the next [`check`](Self::check).
     #[inline(always)]
-    pub(crate) fn refill(&mut self, x: &mut u32) -> Result<(), Error> {
-        if *x < LOWER_BOUND {
-            *x = (*x << 16) | u32::from(self.next()?);
-        }
-        Ok(())
+    pub(crate) fn take(&mut self) -> u32 {
+        let word = self.peek();
+        self.read = self.read.wrapping_add(1);
+        word
+    }
+
+    /// Brings a lane back into its range (§6.3). Without a branch: whether a lane needs a word is a matter of chance. Past the end as with
+    /// [`take`](Self::take).
+    #[inline(always)]
+    pub(crate) fn refill(&mut self, x: u32) -> u32 {
+        let word = self.peek();
+        let low = x < LOWER_BOUND;
+        self.read = self.read.wrapping_add(usize::from(low));
+        if low { (x << 16) | word } else { x }
+    }
+
+    /// An error if more words were read than there are. To be called before what was read is used.
+    #[inline(always)]
+    pub(crate) const fn check(&self) -> Result<(), Error> {
+        if self.read <= self.words.len() { Ok(()) } else { Err(Error::Overrun) }
     }
 
     /// Checks that the words are used up but for one zero word of padding (§5.3).
     pub(crate) fn finish(&self) -> Result<(), Error> {
-        if matches!(self.0, [] | [0, 0]) { Ok(()) } else { Err(Error::Trailing) }
+        if matches!(self.words.get(self.read..), Some([] | [[0, 0]])) { Ok(()) } else { Err(Error::Trailing) }
     }
 
-    /// Bytes that are left.
-    pub(crate) const fn len(&self) -> usize {
-        self.0.len()
+    /// Number of words read.
+    pub(crate) const fn position(&self) -> usize {
+        self.read
     }
 
-    /// The same stream with only its last `len` bytes left.
-    pub(crate) fn rewind_to(whole: &'a [u8], len: usize) -> Option<Self> {
-        let start = whole.len().checked_sub(len)?;
-        whole.get(start..).map(Self)
+    /// Goes to a position.
+    pub(crate) const fn seek(&mut self, position: usize) -> Result<(), Error> {
+        if position > self.words.len() {
+            return Err(Error::Index);
+        }
+        self.read = position;
+        Ok(())
     }
 }
 
@@ -53,7 +74,9 @@ pub(crate) fn start<'a>(stream: &'a [u8], lanes: &mut [u32]) -> Result<Words<'a>
             return Err(Error::LaneState);
         }
     }
-    Ok(Words(reader.rest))
+    // Streams are multiples of 4 bytes long (§5.2).
+    let (words, _) = reader.rest.as_chunks::<2>();
+    Ok(Words { words, read: 0 })
 }
 
 /// Decodes the scale and class values of rows from a row stream (§7).
@@ -69,7 +92,7 @@ pub(crate) struct RowReader<'a> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RowPlace {
     state: u32,
-    bytes_left: usize,
+    read: usize,
 }
 
 impl<'a> RowReader<'a> {
@@ -82,7 +105,7 @@ impl<'a> RowReader<'a> {
         let mut state = [LOWER_BOUND];
         let words = match stream {
             Some(stream) => start(stream, &mut state)?,
-            None => Words(&[]),
+            None => Words { words: &[], read: 0 },
         };
         let [state] = state;
         Ok(Self { state, words, scale_table, class_table })
@@ -91,7 +114,8 @@ impl<'a> RowReader<'a> {
     fn value(&mut self, tables: &Tables<'_>, table: Option<usize>) -> Result<i32, Error> {
         let Some(table) = table else { return Ok(0) };
         let (_, value) = tables.decode(table, &mut self.state)?;
-        self.words.refill(&mut self.state)?;
+        self.state = self.words.refill(self.state);
+        self.words.check()?;
         Ok(value)
     }
 
@@ -109,12 +133,11 @@ impl<'a> RowReader<'a> {
     }
 
     pub(crate) const fn place(&self) -> RowPlace {
-        RowPlace { state: self.state, bytes_left: self.words.len() }
+        RowPlace { state: self.state, read: self.words.position() }
     }
 
-    pub(crate) fn resume(&mut self, stream: Option<&'a [u8]>, place: RowPlace) -> Result<(), Error> {
+    pub(crate) const fn resume(&mut self, place: RowPlace) -> Result<(), Error> {
         self.state = place.state;
-        self.words = Words::rewind_to(stream.unwrap_or(&[]), place.bytes_left).ok_or(Error::Index)?;
-        Ok(())
+        self.words.seek(place.read)
     }
 }

@@ -94,6 +94,18 @@ fn saturate(x: f32) -> f32 {
     x.clamp(f32::MIN, f32::MAX)
 }
 
+/// Marks a weight whose symbol was the escape; no index is as large.
+const ESCAPED: i32 = i32::MIN;
+
+/// The index of a value, and the trellis state after it (§8.4).
+#[inline(always)]
+fn step(next_states: &[u8], state: &mut u8, value: i32) -> Result<i32, Error> {
+    let branch = (u32::from(*state) << 1) | (value.cast_unsigned() & 1);
+    let index = value.wrapping_mul(2).wrapping_add(i32::from(*state & 1));
+    *state = *next_states.get(num::index(branch)).ok_or(Error::Codec)?;
+    Ok(index)
+}
+
 /// Everything that decoding a tile needs to know about its tensor and place.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TileSource<'a> {
@@ -112,7 +124,7 @@ pub(crate) struct TileSource<'a> {
 pub struct SeekPoint {
     group: usize,
     row: usize,
-    bytes_left: usize,
+    read: usize,
     rows: RowPlace,
     lanes: Lanes,
 }
@@ -152,6 +164,9 @@ pub struct TileDecoder<'a> {
     /// Lanes of the current group.
     active: usize,
     column_scale: [f32; MAX_LANES],
+    /// First table of each lane's class in rows of class `row_class`.
+    table: [u32; MAX_LANES],
+    row_class: i32,
 }
 
 impl<'a> TileDecoder<'a> {
@@ -184,6 +199,8 @@ impl<'a> TileDecoder<'a> {
             row: 0,
             active: 0,
             column_scale: [1.0; MAX_LANES],
+            table: [0; MAX_LANES],
+            row_class: 0,
         };
         decoder.start_group()?;
         Ok(decoder)
@@ -194,7 +211,7 @@ impl<'a> TileDecoder<'a> {
         SeekPoint {
             group: self.group,
             row: self.row,
-            bytes_left: self.words.len(),
+            read: self.words.position(),
             rows: self.row_reader.place(),
             lanes: self.lanes,
         }
@@ -202,8 +219,6 @@ impl<'a> TileDecoder<'a> {
 
     /// Goes to a place that [`seek_point`](Self::seek_point) gave.
     pub(crate) fn seek(&mut self, point: &SeekPoint) -> Result<(), Error> {
-        let states = self.source.columns.min(num::index(self.source.entry.lanes)).wrapping_mul(4);
-        let words = self.source.stream.get(states..).ok_or(Error::Geometry)?;
         let legal = point
             .group
             .checked_mul(num::index(self.source.entry.lanes))
@@ -213,10 +228,11 @@ impl<'a> TileDecoder<'a> {
         if !legal {
             return Err(Error::Index);
         }
-        self.words = Words::rewind_to(words, point.bytes_left).ok_or(Error::Index)?;
-        self.row_reader.resume(self.source.row_stream, point.rows)?;
+        self.words.seek(point.read)?;
+        self.row_reader.resume(point.rows)?;
         (self.group, self.row, self.lanes) = (point.group, point.row, point.lanes);
         self.active = self.group_lanes();
+        self.set_tables(0);
         self.set_column_scale()
     }
 
@@ -244,11 +260,23 @@ impl<'a> TileDecoder<'a> {
             let table = self.tables.side(kind).ok_or(Error::Coding)?;
             for (x, value) in self.lanes.rans.iter_mut().zip(values).take(self.active) {
                 let (_, decoded) = self.tables.decode(table, x)?;
-                self.words.refill(x)?;
+                *x = self.words.refill(*x);
                 *value = base.wrapping_add(decoded);
             }
+            self.words.check()?;
         }
+        self.set_tables(0);
         self.set_column_scale()
+    }
+
+    /// Looks up the tables of the lanes' classes in rows of this class (§8.3).
+    fn set_tables(&mut self, row_class: i32) {
+        self.row_class = row_class;
+        let last_class = self.tables.classes().wrapping_sub(1);
+        let unions = self.tables.union_mask().wrapping_add(1);
+        for (table, class) in self.table.iter_mut().zip(&self.lanes.class) {
+            *table = class.wrapping_add(row_class).clamp(0, last_class).cast_unsigned().wrapping_mul(unions);
+        }
     }
 
     fn set_column_scale(&mut self) -> Result<(), Error> {
@@ -273,10 +301,18 @@ impl<'a> TileDecoder<'a> {
         let entry = self.source.entry;
         let rows = self.source.rows.saturating_sub(self.row).min(CHUNK_ROWS);
         let shift = 9u32.saturating_sub(entry.row_shift);
+        let trellis = !self.tables.next_states().is_empty();
         for (latents, row_scale) in chunk.latents.iter_mut().zip(&mut chunk.row_scale).take(rows) {
             let (scale_value, class) = self.row_reader.next(&self.tables)?;
             *row_scale = scale(entry.step.wrapping_add(scale_value << (shift & 15)))?;
-            self.decode_row(class, latents)?;
+            if class != self.row_class {
+                self.set_tables(class);
+            }
+            if trellis {
+                self.decode_row::<true>(latents)?;
+            } else {
+                self.decode_row::<false>(latents)?;
+            }
         }
         chunk.rows = rows;
         chunk.lanes = self.active;
@@ -294,41 +330,43 @@ impl<'a> TileDecoder<'a> {
         Ok(true)
     }
 
-    /// Steps 3 of §8.2 for one row: symbols, escapes, then indices and trellis states.
+    /// Step 3 of §8.2 for one row: symbols and refills, then escapes; indices and trellis states as §8.4 says.
     #[inline]
-    fn decode_row(&mut self, row_class: i32, out: &mut [i32; MAX_LANES]) -> Result<(), Error> {
+    fn decode_row<const TRELLIS: bool>(&mut self, out: &mut [i32; MAX_LANES]) -> Result<(), Error> {
         let tables = self.tables;
         let union_mask = tables.union_mask();
-        let last_class = tables.classes().wrapping_sub(1);
+        let next_states = tables.next_states();
         let mut words = self.words;
-        let mut escapes = 0u32;
-        let lanes =
-            self.lanes.rans.iter_mut().zip(&self.lanes.trellis).zip(&self.lanes.class).zip(out.iter_mut());
-        for (((x, &state), &class), value) in lanes.take(self.active) {
-            let class = row_class.wrapping_add(class).clamp(0, last_class).cast_unsigned();
-            let union = u32::from(state) & union_mask;
-            let table = class.wrapping_mul(union_mask.wrapping_add(1)).wrapping_add(union);
-            let (symbol, decoded) = tables.decode(num::index(table), x)?;
-            words.refill(x)?;
-            escapes |= u32::from(symbol == 0);
-            // An escape has the value lo - 1, which no other symbol has; it is replaced below.
-            *value = if symbol == 0 { i32::MIN } else { decoded };
+        let (Some(rans), Some(trellis), Some(table), Some(out)) = (
+            self.lanes.rans.get_mut(..self.active),
+            self.lanes.trellis.get_mut(..self.active),
+            self.table.get(..self.active),
+            out.get_mut(..self.active),
+        ) else {
+            return Err(Error::Geometry); // `active` is at most MAX_LANES
+        };
+        let mut escapes = false;
+        for (((x, state), &table), out) in
+            rans.iter_mut().zip(trellis.iter_mut()).zip(table).zip(out.iter_mut())
+        {
+            let table = table.wrapping_add(u32::from(*state) & union_mask);
+            let (symbol, value) = tables.decode(num::index(table), x)?;
+            *x = words.refill(*x);
+            if symbol == 0 {
+                escapes = true;
+                *out = ESCAPED;
+            } else {
+                *out = if TRELLIS { step(next_states, state, value)? } else { value };
+            }
         }
-        if escapes != 0 {
-            for value in out.iter_mut().take(self.active).filter(|value| **value == i32::MIN) {
-                *value = num::sign_extend_16(u32::from(words.next()?));
+        if escapes {
+            for (state, out) in trellis.iter_mut().zip(out).filter(|(_, out)| **out == ESCAPED) {
+                let value = num::sign_extend_16(words.take());
+                *out = if TRELLIS { step(next_states, state, value)? } else { value };
             }
         }
         self.words = words;
-        let next = tables.next_states();
-        if !next.is_empty() {
-            for (value, state) in out.iter_mut().zip(&mut self.lanes.trellis).take(self.active) {
-                let branch = (u32::from(*state) << 1) | (value.cast_unsigned() & 1);
-                *value = value.wrapping_mul(2).wrapping_add(i32::from(*state & 1));
-                *state = *next.get(num::index(branch)).ok_or(Error::Codec)?;
-            }
-        }
-        Ok(())
+        words.check()
     }
 
     fn end_group(&mut self) -> Result<(), Error> {
