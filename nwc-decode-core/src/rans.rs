@@ -14,7 +14,7 @@ pub(crate) struct Words<'a> {
     read: usize,
 }
 
-impl<'a> Words<'a> {
+impl Words<'_> {
     /// The next word; 0 beyond the end.
     #[inline(always)]
     fn peek(&self) -> u32 {

@@ -97,6 +97,7 @@ impl<'s> Tables<'s> {
     ///
     /// # Errors
     /// [`Error::Scratch`] if the memory is smaller than required.
+    #[allow(clippy::needless_pass_by_value)] // the borrows inside are given up, that they live as long as the tables
     pub fn expand<'a: 's>(codec: &Codec<'a>, lookup_bits: u32, scratch: Scratch<'s>) -> Result<Self, Error> {
         let lookup_bits = lookup_bits.min(codec.precision());
         let need = codec.required_scratch(lookup_bits);
@@ -249,7 +250,7 @@ mod tests {
 
     #[test]
     fn every_slot_finds_its_symbol_at_every_lookup_size() {
-        let levels: Vec<u8> = (0..40).map(|i| 90 - (i as i32 - 20).unsigned_abs() as u8 * 4).collect();
+        let levels: Vec<u8> = (0..40i32).map(|i| 90 - (i - 20).unsigned_abs() as u8 * 4).collect();
         for precision in [10, 12, 14] {
             let mut entries: Vec<u32> = levels.iter().map(|&level| u32::from(level)).collect();
             expand_table(&mut entries, precision);

@@ -380,7 +380,7 @@ impl Split {
                         (tensor.stored_bytes() - coded.side_bytes() - coded.record_bytes()) as u64;
                 }
                 Coding::Raw | Coding::Alias(_) => {
-                    split.raw += (tensor.stored_bytes() + tensor.entry_bytes()) as u64
+                    split.raw += (tensor.stored_bytes() + tensor.entry_bytes()) as u64;
                 }
             }
         }

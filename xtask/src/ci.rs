@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 type Check = fn() -> Result<()>;
 
-const CHECKS: [(&str, Check); 10] = [
+const CHECKS: [(&str, Check); 11] = [
     ("fmt", lint::fmt),
     ("words", words::check),
     ("clippy", lint::clippy),
+    ("vectors", || reference::vectors(true)),
     ("reference", reference::check),
     ("targets", targets::build),
     ("docs", docs::check),

@@ -8,6 +8,8 @@ mod lint;
 mod make_model;
 mod miri;
 mod qemu;
+mod quickstart;
+mod record;
 mod reference;
 mod shell;
 mod targets;
@@ -48,6 +50,19 @@ enum Verb {
     Miri,
     /// Write a synthetic transformer of a given size, for benchmarks and tests at scale
     MakeModel(make_model::Options),
+    /// Compress the bundled model, check and restore it, and say what came of it
+    Quickstart,
+    /// Measure what the documentation claims; the results go to benches/results/
+    Record {
+        /// What to measure
+        subject: record::Subject,
+    },
+    /// Write the conformance vectors again, after a change of the format
+    Vectors {
+        /// Only compare them with those that are there
+        #[arg(long)]
+        check: bool,
+    },
     /// Run every check above, cheapest first
     Ci,
 }
@@ -75,6 +90,9 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Qemu => qemu::test(),
         Verb::Miri => miri::test(),
         Verb::MakeModel(options) => make_model::run(options),
+        Verb::Quickstart => quickstart::run_through(),
+        Verb::Record { subject } => record::record(*subject),
+        Verb::Vectors { check } => reference::vectors(*check),
         // `ci` has its own last line, which other programs read; nothing is printed after it.
         Verb::Ci => {
             if !ci::run() {

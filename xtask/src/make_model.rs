@@ -33,6 +33,13 @@ pub(crate) struct Options {
     seed: u64,
 }
 
+impl Options {
+    /// That many weights into this folder, everything else by default.
+    pub(crate) fn new(weights: u64, folder: PathBuf) -> Self {
+        Self { weights, output: Some(folder), layers: None, hidden: None, seed: 0 }
+    }
+}
+
 pub(crate) fn run(options: &Options) -> Result<()> {
     let shape = Shape::fit(options.weights, options.hidden, options.layers)?;
     let folder = match &options.output {

@@ -247,7 +247,7 @@ pub struct BitWriter {
 impl BitWriter {
     fn bits(&mut self, value: u32, count: u32) {
         for place in 0..count {
-            if self.used % 8 == 0 {
+            if self.used.is_multiple_of(8) {
                 self.bytes.push(0);
             }
             self.bytes[self.used / 8] |= ((value >> place & 1) as u8) << (self.used % 8);

@@ -1,6 +1,7 @@
 //! `verify`: every checksum, a full decode, and the error against the original.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -110,12 +111,19 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
         "worst": worst.as_ref().map(|(name, nmse)| json!({ "name": name, "nmse": nmse })),
         "tensors": checked,
     });
-    let mut text: String = errors.iter().map(|error| format!("{error}\n")).collect();
+    let mut text = errors.join("\n");
+    if !ok {
+        text.push('\n');
+    }
     let verdict = if ok { "good" } else { "BAD" };
-    text +=
-        &format!("{}: {verdict}, {checked} tensors decoded, {} errors\n", args.file.display(), errors.len());
+    let _ = writeln!(
+        text,
+        "{}: {verdict}, {checked} tensors decoded, {} errors",
+        args.file.display(),
+        errors.len()
+    );
     if let (Some(nmse), Some((name, worst))) = (nmse, &worst) {
-        text += &format!("nMSE {nmse:.3e}, largest {worst:.3e} in {name}\n");
+        let _ = writeln!(text, "nMSE {nmse:.3e}, largest {worst:.3e} in {name}");
     }
     Ok(Outcome { ok, ..Outcome::new(json, text) })
 }

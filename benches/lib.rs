@@ -1,0 +1,1 @@
+//! Only benchmarks: see `codec.rs`, and `results/` for what was recorded.

@@ -1,0 +1,204 @@
+//! Measures what the documentation claims and keeps it under `benches/results/`: command, commit, machine, numbers.
+
+use crate::make_model;
+use crate::quickstart::build_program;
+use crate::shell::{command, output, root, target_dir};
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde_json::{Value, json};
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+/// What can be measured.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Subject {
+    /// Rate and distortion on random sources: about 15 minutes
+    Rd,
+    /// The models of `$NWC_ASSETS`, at 3 and 4 bits
+    Models,
+    /// Time and memory to compress 100 M weights, and decoding speed: about 3 minutes
+    Speed,
+}
+
+/// Measures, and writes `benches/results/SUBJECT.json`.
+pub(crate) fn record(subject: Subject) -> Result<()> {
+    let program = Program(build_program()?);
+    let (name, results) = match subject {
+        Subject::Rd => ("rd", program.rate_distortion()?),
+        Subject::Models => {
+            let Ok(assets) = std::env::var("NWC_ASSETS") else {
+                println!("skipped: set NWC_ASSETS to the folder with models/ to measure them");
+                return Ok(());
+            };
+            ("models", program.models(&assets)?)
+        }
+        Subject::Speed => ("speed", program.speed()?),
+    };
+    let text = serde_json::to_string_pretty(&json!({
+        "command": format!("cargo xtask record {name}"),
+        "commit": output(&mut command("git", ["rev-parse", "--short", "HEAD"]))?.trim(),
+        "machine": machine()?,
+        "results": results,
+    }))?;
+    let path = root().join("benches/results").join(format!("{name}.json"));
+    fs::write(&path, text + "\n")?;
+    println!("written: {}", path.display());
+    Ok(())
+}
+
+/// Processor and number of cores.
+fn machine() -> Result<String> {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown processor");
+    let cores = std::thread::available_parallelism()?;
+    Ok(format!("{}, {cores} cores", model.trim_start_matches([' ', '\t', ':'])))
+}
+
+struct Program(String);
+
+impl Program {
+    fn json(&self, args: &[&str]) -> Result<Value> {
+        let text = output(&mut command(&self.0, args.iter().copied().chain(["--json"])))?;
+        serde_json::from_str(&text).context("nwc-encode printed no JSON")
+    }
+
+    fn rate_distortion(&self) -> Result<Value> {
+        let mut rows = Vec::new();
+        println!(
+            "{:<15} {:>4} {:>5} {:>9} {:>9} {:>10} {:>10}",
+            "source", "bits", "seed", "rate", "nMSE*4^R", "overhead", "of ECSQ"
+        );
+        for (source, bits, seeds) in [
+            ("gaussian", 2..=6, 1..=5),
+            ("laplace", 3..=6, 1..=2),
+            ("student5", 3..=6, 1..=2),
+            ("lognormal-rows", 2..=6, 1..=2),
+        ] {
+            for bits in bits {
+                for seed in seeds.clone() {
+                    let (bits, seed) = (bits.to_string(), seed.to_string());
+                    let args = [
+                        "bench",
+                        "rd",
+                        "--source",
+                        source,
+                        "--n",
+                        "4194304",
+                        "--quantizer",
+                        "trellis8",
+                        "--bits",
+                        &bits,
+                        "--seed",
+                        &seed,
+                    ];
+                    let mut row = self.json(&args)?;
+                    let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+                    println!(
+                        "{source:<15} {bits:>4} {seed:>5} {:>9.4} {:>9.4} {:>10.4} {:>10.4}",
+                        number("bits_per_weight"),
+                        number("nmse_times_4r"),
+                        number("entropy_overhead"),
+                        number("nmse_over_ecsq")
+                    );
+                    row["source"] = json!(source);
+                    row["bits"] = json!(bits);
+                    row["seed"] = json!(seed);
+                    rows.push(row);
+                }
+            }
+        }
+        Ok(Value::Array(rows))
+    }
+
+    fn models(&self, assets: &str) -> Result<Value> {
+        let mut rows = Vec::new();
+        for model in ["clip-mini", "clip-cifar", "siglip-cifar", "llama-tiny", "qwen3-tiny", "mixtral-tiny"] {
+            let path = format!("{assets}/models/{model}");
+            for bits in ["3", "4"] {
+                let mut row = self.json(&["compress", &path, "--dry-run", "--bits", bits])?;
+                let rd = self.json(&["bench", "rd", &path, "--bits", bits])?;
+                let rate = row["bits_per_weight"].as_f64().context("no rate")?;
+                let nmse = row["nmse"].as_f64().context("no nMSE")?;
+                let weights = row["weights"].as_f64().context("no weights")?;
+                let payload = row["split"]["payload"].as_f64().context("no payload")? * 8.0 / weights;
+                println!(
+                    "{model:<13} {bits} bits: rate {rate:.4}, payload {payload:.4}, nMSE {nmse:.4e}, nMSE*4^R {:.4}, {:.4} of ECSQ",
+                    nmse * 4f64.powf(rate),
+                    rd["nmse_over_ecsq"].as_f64().unwrap_or(f64::NAN)
+                );
+                row["model"] = json!(model);
+                row["nmse_times_4r"] = json!(nmse * 4f64.powf(rate));
+                row["payload_bits_per_weight"] = json!(payload);
+                row["nmse_over_ecsq"] = rd["nmse_over_ecsq"].clone();
+                if let Some(object) = row.as_object_mut() {
+                    object.remove("tensors");
+                    object.remove("dry_run");
+                }
+                rows.push(row);
+            }
+        }
+        Ok(Value::Array(rows))
+    }
+
+    fn speed(&self) -> Result<Value> {
+        let folder = target_dir().join("models/speed-100M");
+        if !folder.join("model.safetensors").exists() {
+            make_model::run(&make_model::Options::new(100_000_000, folder.clone()))?;
+        }
+        let model = folder.display().to_string();
+        let container = target_dir().join("models/speed-100M.nwc").display().to_string();
+        let mut compress = Vec::new();
+        for _ in 0..3 {
+            let (json, peak) = self.with_peak_memory(&[
+                "compress",
+                &model,
+                "-o",
+                &container,
+                "--bits",
+                "4",
+                "--quantizer",
+                "trellis8",
+                "--force",
+            ])?;
+            println!("compress: {} s, {peak} bytes of anonymous memory at the peak", json["seconds"]);
+            compress.push(json!({
+                "seconds": json["seconds"],
+                "weights": json["weights"],
+                "bits_per_weight": json["bits_per_weight"],
+                "peak_anonymous_bytes": peak,
+            }));
+        }
+        let mut decode = Vec::new();
+        for threads in ["1", "2"] {
+            let json = self.json(&["bench", "decode", &container, "--threads", threads, "--runs", "5"])?;
+            println!(
+                "decode, {threads} threads: {} symbols/s, {} weights/s",
+                json["symbols_per_second"], json["weights_per_second"]
+            );
+            decode.push(json);
+        }
+        Ok(json!({ "compress": compress, "decode": decode }))
+    }
+
+    /// Runs the program and watches its anonymous memory: mapped files, which the system can drop, do not count.
+    fn with_peak_memory(&self, args: &[&str]) -> Result<(Value, u64)> {
+        let mut child =
+            command(&self.0, args.iter().copied().chain(["--json"])).stdout(Stdio::piped()).spawn()?;
+        let status = format!("/proc/{}/status", child.id());
+        let mut peak = 0;
+        while child.try_wait()?.is_none() {
+            let text = fs::read_to_string(&status).unwrap_or_default();
+            let anonymous = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+            let kilobytes =
+                anonymous.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+            peak = peak.max(kilobytes.unwrap_or(0) * 1024);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("nwc-encode failed: {}", output.status);
+        }
+        Ok((serde_json::from_slice(&output.stdout)?, peak))
+    }
+}
