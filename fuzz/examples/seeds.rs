@@ -61,7 +61,8 @@ fn containers() -> Vec<(&'static str, Vec<u8>)> {
     mixed.push("ids", DType::I64, &[3], (0..24).collect());
     mixed.push("scalar", DType::Bool, &[], vec![1]);
     mixed.push("nothing", DType::F32, &[4, 0], Vec::new());
-    let files = [("config.json".to_owned(), br#"{"layers": 4}"#.to_vec()), ("zeros".to_owned(), vec![0; 300])];
+    let files =
+        [("config.json".to_owned(), br#"{"layers": 4}"#.to_vec()), ("zeros".to_owned(), vec![0; 300])];
     let attachments = attachments_section(&files).expect("memory can be written to");
     vec![
         ("scalar", compressed(&one("w", &[8, 24]), "scalar", 1.0, Vec::new())),
@@ -96,7 +97,13 @@ fn safetensors() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("several", safetensors::serialize(tensors, Some(metadata)).expect("it fits in memory")),
         ("empty", file("{}", 0)),
-        ("twice", file(r#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#, 2)),
+        (
+            "twice",
+            file(
+                r#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#,
+                2,
+            ),
+        ),
         ("offsets", file(r#"{"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8)),
         ("huge", file(r#"{"w":{"dtype":"F32","shape":[18446744073709551615,4],"data_offsets":[0,4]}}"#, 4)),
         ("unsupported", file(r#"{"w":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}"#, 1)),

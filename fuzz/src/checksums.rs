@@ -62,9 +62,10 @@ fn section(file: &[u8], at: usize) -> Option<(u32, std::ops::Range<usize>)> {
 fn item_patches(container: &Container<'_>) -> Vec<(usize, u32)> {
     let file = container.file();
     let mut patches = Vec::new();
-    let Some(directory) = (0..).map_while(|i| section(file, HEADER_BYTES + SECTION_ENTRY_BYTES * i)).find_map(
-        |(kind, range)| (kind == SectionKind::Directory as u32).then_some(range),
-    ) else {
+    let Some(directory) = (0..)
+        .map_while(|i| section(file, HEADER_BYTES + SECTION_ENTRY_BYTES * i))
+        .find_map(|(kind, range)| (kind == SectionKind::Directory as u32).then_some(range))
+    else {
         return patches;
     };
     let names = u32::from_le_bytes(*file[directory.start + 4..].first_chunk().expect("it was opened"));

@@ -95,7 +95,8 @@ impl Matrix {
         };
         (0..count)
             .map(|at| {
-                let scale = octaves(&self.row_octaves, at / columns) + octaves(&self.column_octaves, at % columns);
+                let scale =
+                    octaves(&self.row_octaves, at / columns) + octaves(&self.column_octaves, at % columns);
                 let value = match &self.values {
                     Values::Bell(_) => uniform() + uniform() + uniform() + uniform(),
                     Values::Levels(levels) => octaves(levels, at) as f32,
@@ -191,7 +192,8 @@ pub fn contents(file: &mut File) -> Vec<u8> {
 }
 
 fn check(model: &OwnedTensors, settings: &Settings, report: &Report, bytes: &[u8]) {
-    let container = Container::open(bytes, &Limits::default()).expect("the encoder writes what can be opened");
+    let container =
+        Container::open(bytes, &Limits::default()).expect("the encoder writes what can be opened");
     assert_eq!(container.len(), model.len());
     assert_eq!(report.split, Split::of(&container).expect("the encoder writes sound containers"));
     assert_eq!(report.split.bytes(), bytes.len() as u64);
@@ -209,7 +211,10 @@ fn check(model: &OwnedTensors, settings: &Settings, report: &Report, bytes: &[u8
         let decoded = decode_own(&container, &tensor, Checks::All).expect("it decodes, checksums and all");
         if tensor.coding() != Coding::Coded {
             let twin = tensor.resolve(&container).expect("aliases suit what they stand for");
-            assert!(twin.coding() == Coding::Coded || decoded == original, "what is not coded stays as it was");
+            assert!(
+                twin.coding() == Coding::Coded || decoded == original,
+                "what is not coded stays as it was"
+            );
             continue;
         }
         let (was, is) = (to_f32(info.dtype, original), to_f32(info.dtype, &decoded));
@@ -251,7 +256,8 @@ fn check_distances(settings: &Settings, container: &Container<'_>, tensor: &Tens
             for (row, latents) in chunk.latents.iter().enumerate().take(chunk.rows) {
                 for (lane, &latent) in latents.iter().enumerate().take(chunk.lanes) {
                     let (row_at, column_at) = (chunk.first_row + row, chunk.first_column + lane);
-                    let (o, i) = if coded.is_transposed() { (column_at, row_at) } else { (row_at, column_at) };
+                    let (o, i) =
+                        if coded.is_transposed() { (column_at, row_at) } else { (row_at, column_at) };
                     let at = (region.batch * out + region.out.start + o) * input + region.input.start + i;
                     let step = f64::from(chunk.row_scale[row]) * f64::from(chunk.column_scale[lane]);
                     let place = (f64::from(weights[at]) / step).clamp(-reach, reach);

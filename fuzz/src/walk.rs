@@ -32,7 +32,8 @@ pub fn walk(file: &[u8]) {
         assert_eq!(split.bytes(), file.len() as u64, "the parts sum to the file");
     }
     if let Ok(attachments) = container.attachments() {
-        let stored: usize = attachments.map(|attachment| attachment.name.len() + attachment.stored.len()).sum();
+        let stored: usize =
+            attachments.map(|attachment| attachment.name.len() + attachment.stored.len()).sum();
         assert!(stored <= file.len());
     }
 
@@ -118,7 +119,9 @@ fn decode<T: Element + std::fmt::Debug>(
     let first = into(tables[0], Checks::SkipChecksums, before[0]);
     let second = into(tables[1], Checks::SkipChecksums, before[1]);
     match (&first, &second) {
-        (Ok(first), Ok(second)) => assert!(bits(first) == bits(second), "the output depends on what was there"),
+        (Ok(first), Ok(second)) => {
+            assert!(bits(first) == bits(second), "the output depends on what was there")
+        }
         (first, second) => assert_eq!(first.as_ref().err(), second.as_ref().err()),
     }
     match (&first, into(tables[0], Checks::All, before[1])) {

@@ -56,6 +56,11 @@
 #[cfg(test)]
 extern crate std;
 
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;
+
 mod bytes;
 mod codec;
 mod coded;

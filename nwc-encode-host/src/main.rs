@@ -13,6 +13,9 @@ use nwc_encode_host::{Error, ErrorKind, Result};
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (container format: reads 0, writes 0)");
 const _: () = assert!(nwc_decode_core::FORMAT_VERSION == 0, "VERSION names the format");
 
+/// More threads than this are a slip of the keyboard, and would bring the machine down.
+const MAX_JOBS: usize = 1024;
+
 /// Compresses the weights of CLIP, SigLIP and language models.
 #[derive(Debug, Parser)]
 #[command(name = "nwc-encode", version = VERSION, max_term_width = 120)]
@@ -67,8 +70,8 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<Outcome> {
     if let Some(jobs) = cli.jobs {
-        if jobs == 0 {
-            return Err(Error::input("--jobs 0 leaves nobody to do the work").remedy("give 1 or more"));
+        if !(1..=MAX_JOBS).contains(&jobs) {
+            return Err(Error::input(format!("--jobs {jobs} is out of range")).remedy(format!("give 1 to {MAX_JOBS} threads")));
         }
         rayon::ThreadPoolBuilder::new().num_threads(jobs).build_global().map_err(|error| {
             Error::input(format!("cannot start {jobs} threads: {error}"))
