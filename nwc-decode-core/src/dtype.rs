@@ -92,9 +92,8 @@ impl DType {
     }
 
     /// The stable code of this type.
-    #[allow(clippy::as_conversions)] // A field-less enum of u8: the cast is its definition.
     pub const fn code(self) -> u8 {
-        self as u8
+        crate::num::dtype_code(self)
     }
 
     /// The type with this stable code, if there is one.

@@ -96,9 +96,8 @@ impl Error {
     ];
 
     /// The stable, non-zero code of this error.
-    #[allow(clippy::as_conversions)] // A field-less enum of u8: the cast is its definition.
     pub const fn code(self) -> u8 {
-        self as u8
+        crate::num::error_code(self)
     }
 
     /// True when the file is at fault, false when the call is.

@@ -13,6 +13,16 @@ pub(crate) const fn index(x: u32) -> usize {
     x as usize
 }
 
+/// The discriminant of an error.
+pub(crate) const fn error_code(error: crate::Error) -> u8 {
+    error as u8
+}
+
+/// The discriminant of a dtype.
+pub(crate) const fn dtype_code(dtype: crate::DType) -> u8 {
+    dtype as u8
+}
+
 /// The low eight bits.
 pub(crate) const fn low_u8(x: u32) -> u8 {
     (x & 0xFF) as u8
