@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => BUNDLED.to_vec(),
     };
     let container = Container::open(&file, &Limits::default())?;
-    let (mut words, mut bytes) = ([0u32; 8192], [0u8; 16384]);
+    let (mut words, mut bytes) = ([0u32; 2048], [0u8; 8192]);
     let mut tile_weights = vec![f16::ZERO; 1 << 20];
 
     for tensor in container.tensors() {
@@ -34,12 +34,19 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let mut sum = 0.0;
                 for number in 0..coded.tiles() {
                     let tile = coded.tile(number)?;
-                    let weights = tile_weights.get_mut(..tile.elements()).ok_or("the buffer is too small for a tile")?;
+                    let weights = tile_weights
+                        .get_mut(..tile.elements())
+                        .ok_or("the buffer is too small for a tile")?;
                     tile.decode(&tables, Checks::All, weights)?;
                     sum += weights.iter().map(|weight| f64::from(weight.to_f32())).sum::<f64>();
                 }
                 let mean = sum / tensor.elements() as f64;
-                println!("{}: {:?}, {} tiles, mean weight {mean:.6}", tensor.name(), tensor.shape(), coded.tiles());
+                println!(
+                    "{}: {:?}, {} tiles, mean weight {mean:.6}",
+                    tensor.name(),
+                    tensor.shape(),
+                    coded.tiles()
+                );
             }
             Coding::Alias(_) => unreachable!("resolved above"),
         }

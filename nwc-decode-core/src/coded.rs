@@ -286,7 +286,8 @@ impl<'a> Tile<'a> {
     /// A decoder at the start of the tile.
     ///
     /// # Errors
-    /// [`Error::StreamChecksum`], or what is wrong with the start of its streams; [`Error::Coding`] if the tables are another codec's.
+    /// [`Error::StreamChecksum`], or what is wrong with the start of its streams; [`Error::Coding`] if the tables lack a kind that
+    /// the tensor needs. Another codec's tables give other weights: only the content checksum can tell.
     pub fn decoder<'t>(&self, tables: &Tables<'t>, checks: Checks) -> Result<TileDecoder<'t>, Error>
     where
         'a: 't,

@@ -8,9 +8,11 @@ use crate::{Crc32, Error, FORMAT_VERSION};
 const MAGIC: &[u8] = &[0x89, b'N', b'W', b'C', 0x0D, 0x0A, 0x1A, 0x0A];
 const HEADER_BYTES: usize = 24;
 const SECTION_ENTRY_BYTES: usize = 24;
-const MAX_SECTIONS: u16 = 32;
+const MAX_SECTIONS: usize = 32;
 const SECTION_ALIGN: usize = 64;
 const REQUIRED: u32 = 1 << 31;
+/// A zlib stream cannot inflate to more than this for each of its bytes (§11.1).
+const MAX_INFLATION: u64 = 1032;
 
 /// The sections that this decoder knows (§2.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +105,7 @@ impl<'a> Container<'a> {
         let sections = reader.u16().ok_or(Error::Truncated)?;
         let stated_crc = reader.u32().ok_or(Error::Truncated)?;
         let stated_len = reader.u64().ok_or(Error::Truncated)?;
-        if !(1..=MAX_SECTIONS).contains(&sections) {
+        if !(1..=MAX_SECTIONS).contains(&usize::from(sections)) {
             return Err(Error::Sections);
         }
         let table_bytes = usize::from(sections).saturating_mul(SECTION_ENTRY_BYTES);
@@ -123,9 +125,16 @@ impl<'a> Container<'a> {
 
         let mut found: [Option<(Section<'a>, u32)>; 5] = [None; 5];
         let mut end = HEADER_BYTES.saturating_add(table_bytes);
+        let mut kinds = [None; MAX_SECTIONS];
         let mut table = Reader::new(table);
-        for _ in 0..sections {
+        for seen in 0..usize::from(sections) {
             let (kind, crc, section) = read_section(&mut table, file, end)?;
+            if kinds.iter().take(seen).any(|&before| before == Some(kind & !REQUIRED)) {
+                return Err(Error::Sections);
+            }
+            if let Some(place) = kinds.get_mut(seen) {
+                *place = Some(kind & !REQUIRED);
+            }
             end = section.offset.saturating_add(section.bytes.len());
             let required = kind & REQUIRED != 0;
             match found.get_mut(crate::num::index(kind & !REQUIRED)) {
@@ -311,7 +320,7 @@ impl<'a> Attachments<'a> {
         let stored = self.reader.take(stored_len)?;
         let consistent = match method {
             0 => u64::try_from(stored_len).ok()? == len,
-            1 => true,
+            1 => len <= u64::try_from(stored_len).ok()?.saturating_mul(MAX_INFLATION),
             _ => false,
         };
         consistent.then_some(Attachment { name, zlib: method == 1, len, crc, stored })

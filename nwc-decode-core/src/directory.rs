@@ -171,7 +171,7 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// The tensor whose data this one has: itself, or what it is an alias of.
+    /// The tensor whose data this one has: itself, or what it is an alias of. Takes time proportional to that one's position.
     ///
     /// # Errors
     /// [`Error::Directory`] if the alias does not match its target.

@@ -70,10 +70,10 @@ pub struct CodedEntry {
 
 /// A container's parts but for the items of its DATA section, laid out.
 #[derive(Debug)]
-pub struct Layout {
+pub struct Layout<'a> {
     directory: Vec<u8>,
     codecs: Vec<u8>,
-    attachments: Vec<u8>,
+    attachments: &'a [u8],
     /// Zero bytes before the item of each entry.
     gaps: Vec<u64>,
     data_len: u64,
@@ -81,12 +81,12 @@ pub struct Layout {
     raw_bytes: u64,
 }
 
-impl Layout {
+impl<'a> Layout<'a> {
     /// Lays out a container.
     ///
     /// # Errors
     /// A name that the format cannot hold.
-    pub fn new(entries: &[Entry], codecs: &[Vec<u8>], attachments: Vec<u8>) -> Result<Self> {
+    pub fn new(entries: &[Entry], codecs: &[Vec<u8>], attachments: &'a [u8]) -> Result<Self> {
         let mut names = NameTable::default();
         let mut fields = Vec::new();
         let mut gaps = Vec::with_capacity(entries.len());
@@ -161,7 +161,7 @@ impl Layout {
             let crc = match kind & !REQUIRED {
                 1 => crc32fast::hash(&self.directory),
                 2 => crc32fast::hash(&self.codecs),
-                4 => crc32fast::hash(&self.attachments),
+                4 => crc32fast::hash(self.attachments),
                 _ => 0,
             };
             table.extend(kind.to_le_bytes());
@@ -201,7 +201,7 @@ impl Layout {
     pub fn write_back(&self, out: &mut impl Write) -> io::Result<()> {
         if let [.., (_, data, data_len), (4, offset, _)] = self.sections()[..] {
             out.write_all(&vec![0; (offset - data - data_len) as usize])?;
-            out.write_all(&self.attachments)?;
+            out.write_all(self.attachments)?;
         }
         Ok(())
     }

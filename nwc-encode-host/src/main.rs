@@ -71,7 +71,8 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<Outcome> {
     if let Some(jobs) = cli.jobs {
         if !(1..=MAX_JOBS).contains(&jobs) {
-            return Err(Error::input(format!("--jobs {jobs} is out of range")).remedy(format!("give 1 to {MAX_JOBS} threads")));
+            return Err(Error::input(format!("--jobs {jobs} is out of range"))
+                .remedy(format!("give 1 to {MAX_JOBS} threads")));
         }
         rayon::ThreadPoolBuilder::new().num_threads(jobs).build_global().map_err(|error| {
             Error::input(format!("cannot start {jobs} threads: {error}"))

@@ -3,7 +3,6 @@
 //! The cost of a path is the sum of (x - i)^2 + lambda * bits, with weights x and indices i in units of the step. A block is
 //! up to [`LANES`] columns side by side, one a lane; lanes are independent, so they are searched in vectors.
 
-use super::table::Table;
 use super::trellis::Trellis;
 
 /// Columns of a block.
@@ -85,16 +84,6 @@ impl RateModel {
             }
         }
         Self { classes, unions, lo, width: (hi - lo + 1) as usize, costs }
-    }
-
-    /// From fitted tables, in the order class * unions + union.
-    pub fn from_tables(quantiser: &Quantiser, classes: usize, tables: &[Table]) -> Self {
-        let lo = tables.iter().map(|table| *table.values().start()).min().unwrap_or(0);
-        let hi = tables.iter().map(|table| *table.values().end()).max().unwrap_or(0);
-        let unions = tables.len() / classes;
-        Self::new(quantiser, classes, lo..=hi, |class, union, value| {
-            tables[class * unions + union % unions].bits(value)
-        })
     }
 
     fn row(&self, class: i32, union: usize) -> usize {

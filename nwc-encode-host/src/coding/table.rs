@@ -157,6 +157,7 @@ impl Table {
     }
 
     fn from_levels(lo: i32, has_escape: bool, precision: u32, rice: u32, levels: Vec<u8>) -> Self {
+        assert!(levels.len() <= MAX_SYMBOLS, "a table of {} symbols", levels.len());
         let mut slots = Vec::with_capacity(levels.len());
         let mut start = 0;
         frequencies(

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use half::f16;
-use nwc_decode_core::{Checks, Chunk, CodedTensor, Coding, Container, Scratch, Tables};
+use nwc_decode_core::{Checks, Chunk, CodedTensor, Coding, Tables};
 use rayon::prelude::*;
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use super::Outcome;
 use super::compress::{CodingArgs, open, scratch_file};
 use crate::compress::{Target, compress};
 use crate::progress::Progress;
-use crate::restore::{ContainerFile, damaged};
+use crate::restore::{ContainerFile, Decoder, TableMemory, damaged};
 use crate::synthetic::{Source, ideal_ecsq_nmse};
 use crate::tensors::{OwnedTensors, TensorSource, to_f32};
 use crate::{Error, Result};
@@ -81,9 +81,12 @@ fn rate_distortion(args: &RdArgs, progress: &dyn Progress) -> Result<Outcome> {
         (Some(path), _) => Box::new(open(path)?),
         (None, source) => {
             let side = args.n.isqrt();
-            if side * side != args.n || side == 0 {
-                return Err(Error::input(format!("--n {} is not a square", args.n))
-                    .remedy("give one, such as 4194304"));
+            if side * side != args.n || !(32..=1 << 16).contains(&side) {
+                return Err(Error::input(format!(
+                    "--n {} is not the size of a square matrix that can be measured",
+                    args.n
+                ))
+                .remedy("give a square from 1024 to 4294967296, such as 4194304"));
             }
             weights = source.unwrap_or(Source::Gaussian).matrix(side, side, args.seed);
             let mut tensors = OwnedTensors::default();
@@ -96,6 +99,9 @@ fn rate_distortion(args: &RdArgs, progress: &dyn Progress) -> Result<Outcome> {
         // The scalar quantiser is given the coded weights of all tensors at once, each row divided by its deviation as ours are.
         weights = normalised_rows(&*source, &report)
             .ok_or_else(|| Error::input("has no coded tensor").file(path))?;
+    }
+    if report.weights == 0 {
+        return Err(Error::input("no weight is coded").remedy("lower --min-weights, or choose other tensors"));
     }
     let bits = report.bits_per_weight();
     let factor = report.nmse * 4f64.powf(bits);
@@ -134,29 +140,19 @@ fn normalised_rows(source: &dyn TensorSource, report: &crate::compress::Report) 
     (!all.is_empty()).then_some(all)
 }
 
-/// One coded tensor with its tables, ready to be decoded again and again.
-struct Prepared<'a> {
-    coded: CodedTensor<'a>,
-    tables: Tables<'a>,
-}
-
 fn decode(args: &DecodeArgs, progress: &dyn Progress) -> Result<Outcome> {
     let file = ContainerFile::open(&args.file)?;
     let container = file.container()?;
     let in_file = |error: nwc_decode_core::Error| damaged(error).file(&args.file);
-    let mut memory: Vec<(Vec<u32>, Vec<u8>)> = Vec::new();
-    for index in 0..container.codec_count() {
-        let codec = container.codec(index).map_err(in_file)?;
-        let need = codec.required_scratch(codec.precision());
-        memory.push((vec![0; need.words], vec![0; need.bytes]));
-    }
-    let mut tables = Vec::new();
-    for (index, (words, bytes)) in memory.iter_mut().enumerate() {
-        let codec = container.codec(index).map_err(in_file)?;
-        tables.push(Tables::expand(&codec, codec.precision(), Scratch { words, bytes }).map_err(in_file)?);
-    }
-    let prepared = prepare(&container, &tables).map_err(in_file)?;
-    let weights: usize = prepared.iter().map(|tensor| tensor.coded.elements()).sum();
+    let mut memory = TableMemory::default();
+    let decoder = Decoder::new(&container, &mut memory).map_err(|error| error.file(&args.file))?;
+    let prepared: Vec<(CodedTensor<'_>, &Tables<'_>)> = decoder
+        .tensors()
+        .iter()
+        .filter(|tensor| tensor.coding() == Coding::Coded)
+        .map(|tensor| decoder.coded(tensor))
+        .collect::<Result<_>>()?;
+    let weights: usize = prepared.iter().map(|(coded, _)| coded.elements()).sum();
     if weights == 0 {
         return Err(Error::input("has no coded tensor")
             .file(&args.file)
@@ -197,34 +193,24 @@ fn decode(args: &DecodeArgs, progress: &dyn Progress) -> Result<Outcome> {
     Ok(Outcome::new(json, text))
 }
 
-fn prepare<'a>(
-    container: &Container<'a>,
-    tables: &[Tables<'a>],
-) -> Result<Vec<Prepared<'a>>, nwc_decode_core::Error> {
-    container
-        .tensors()
-        .filter(|tensor| tensor.coding() == Coding::Coded)
-        .map(|tensor| {
-            let coded = tensor.coded()?;
-            let tables = *tables.get(coded.codec_index()).ok_or(nwc_decode_core::Error::Index)?;
-            Ok(Prepared { coded, tables })
-        })
-        .collect()
-}
-
 /// Decodes everything: symbols only, or weights as f16 too. Checksums are not part of it.
-fn decode_all(prepared: &[Prepared<'_>], whole: bool) -> Result<(), nwc_decode_core::Error> {
+fn decode_all(
+    prepared: &[(CodedTensor<'_>, &Tables<'_>)],
+    whole: bool,
+) -> Result<(), nwc_decode_core::Error> {
     prepared
         .par_iter()
-        .flat_map(|tensor| (0..tensor.coded.tiles()).into_par_iter().map(move |number| (tensor, number)))
-        .try_for_each_init(Vec::new, |out: &mut Vec<f16>, (tensor, number)| {
-            let tile = tensor.coded.tile(number)?;
+        .flat_map(|&(coded, tables)| {
+            (0..coded.tiles()).into_par_iter().map(move |number| (coded, tables, number))
+        })
+        .try_for_each_init(Vec::new, |out: &mut Vec<f16>, (coded, tables, number)| {
+            let tile = coded.tile(number)?;
             if whole {
                 out.resize(tile.elements(), f16::ZERO);
-                tile.decode(&tensor.tables, Checks::SkipChecksums, out)?;
+                tile.decode(tables, Checks::SkipChecksums, out)?;
                 std::hint::black_box(out.as_slice());
             } else {
-                let mut decoder = tile.decoder(&tensor.tables, Checks::SkipChecksums)?;
+                let mut decoder = tile.decoder(tables, Checks::SkipChecksums)?;
                 let mut chunk = Chunk::default();
                 while decoder.next_chunk(&mut chunk)? {
                     std::hint::black_box(&chunk);

@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use flate2::read::ZlibDecoder;
 use half::{bf16, f16};
-use nwc_decode_core::{Attachment, Checks, Coding, Container, DType, Tensor};
+use nwc_decode_core::{Attachment, Checks, Coding, DType, Tensor};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -16,12 +16,9 @@ use super::Outcome;
 use super::compress::SOURCE_MANIFEST;
 use crate::model::{FolderWriter, check_file_name};
 use crate::progress::Progress;
-use crate::restore::{ContainerFile, damaged, decode_as, decode_own};
+use crate::restore::{ContainerFile, Decoder, TableMemory, damaged};
 use crate::tensors::to_f32;
 use crate::{Error, Result};
-
-/// A zlib stream cannot inflate to more than this for each of its bytes.
-const MAX_INFLATION: u64 = 1032;
 
 /// Write the model's folder back: safetensors and the files that came with them.
 #[derive(Debug, Args)]
@@ -92,7 +89,9 @@ pub fn run(args: &DecompressArgs, progress: &dyn Progress) -> Result<Outcome> {
             writer.add_file(attachment.name, &content)?;
         }
     }
-    let tensors: Vec<Tensor<'_>> = container.tensors().collect();
+    let mut memory = TableMemory::default();
+    let decoder = Decoder::new(&container, &mut memory).map_err(in_file)?;
+    let tensors = decoder.tensors();
     let manifest = read_manifest(manifest.as_deref(), tensors.len()).map_err(in_file)?;
     let weights: usize =
         tensors.iter().filter(|tensor| tensor.coding() == Coding::Coded).map(Tensor::elements).sum();
@@ -114,7 +113,7 @@ pub fn run(args: &DecompressArgs, progress: &dyn Progress) -> Result<Outcome> {
         for &index in &part.tensors {
             progress.check()?;
             let tensor = &tensors[index];
-            let bytes = decode(&container, tensor, args.dtype)
+            let bytes = decode(&decoder, tensor, args.dtype)
                 .map_err(|error| error.tensor(tensor.name().to_string()))
                 .map_err(in_file)?;
             writer.write_tensor(&bytes)?;
@@ -158,17 +157,17 @@ fn output_dtype(dtype: DType, wanted: Option<FloatType>) -> DType {
     }
 }
 
-fn decode(container: &Container<'_>, tensor: &Tensor<'_>, wanted: Option<FloatType>) -> Result<Vec<u8>> {
+fn decode<'a>(decoder: &Decoder<'a>, tensor: &Tensor<'a>, wanted: Option<FloatType>) -> Result<Vec<u8>> {
     let dtype = output_dtype(tensor.dtype(), wanted);
     if dtype == tensor.dtype() {
-        return decode_own(container, tensor, Checks::All);
+        return decoder.decode(tensor, Checks::All);
     }
-    let original = tensor.resolve(container).map_err(damaged)?;
+    let original = decoder.resolve(tensor)?;
     if original.coding() == Coding::Coded {
-        return decode_as(container, &original, dtype, Checks::All);
+        return decoder.decode_as(&original, dtype, Checks::All);
     }
     // Raw tensors may hold anything, infinity and NaN too, so they are rounded by the ordinary rules.
-    let values = to_f32(tensor.dtype(), &decode_own(container, tensor, Checks::All)?);
+    let values = to_f32(tensor.dtype(), &decoder.decode(tensor, Checks::All)?);
     Ok(match dtype {
         DType::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
         DType::BF16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
@@ -180,9 +179,6 @@ fn decode(container: &Container<'_>, tensor: &Tensor<'_>, wanted: Option<FloatTy
 pub(crate) fn inflate(attachment: &Attachment<'_>) -> Result<Vec<u8>> {
     let bad = || damaged(nwc_decode_core::Error::Attachment);
     let content = if attachment.zlib {
-        if attachment.len > attachment.stored.len() as u64 * MAX_INFLATION {
-            return Err(bad());
-        }
         let mut decoder = ZlibDecoder::new(attachment.stored);
         let mut content = Vec::new();
         decoder.by_ref().take(attachment.len + 1).read_to_end(&mut content).map_err(|_| bad())?;

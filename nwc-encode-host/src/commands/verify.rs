@@ -1,6 +1,6 @@
 //! `verify`: every checksum, a full decode, and the error against the original.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use super::compress::open;
 use super::decompress::inflate;
 use crate::compress::squared_error;
 use crate::progress::Progress;
-use crate::restore::{ContainerFile, damaged, decode_own};
+use crate::restore::{ContainerFile, Decoder, TableMemory, damaged};
 use crate::{Error, ErrorKind, Result};
 
 /// Check a container: all checksums and a full decode.
@@ -54,10 +54,12 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
                 }
             }
             progress.begin("verifying", container.tensors().map(|tensor| tensor.elements() as u64).sum());
-            for tensor in container.tensors() {
+            let mut memory = TableMemory::default();
+            let decoder = Decoder::new(&container, &mut memory)?;
+            for tensor in decoder.tensors() {
                 progress.check()?;
                 let name = tensor.name().to_string();
-                let bytes = match decode_own(&container, &tensor, Checks::All) {
+                let bytes = match decoder.decode(tensor, Checks::All) {
                     Ok(bytes) => bytes,
                     Err(error) if error.kind == ErrorKind::Interrupted => return Err(error),
                     Err(error) => {
@@ -80,8 +82,7 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
                         Error::input("has another type or shape in the model that it is compared with")
                             .tensor(name),
                     );
-                } else if tensor.resolve(&container).is_ok_and(|original| original.coding() == Coding::Coded)
-                {
+                } else if decoder.resolve(tensor).is_ok_and(|original| original.coding() == Coding::Coded) {
                     let (error, energy) = squared_error(source.dtype, model.bytes(index), &bytes);
                     (error_sum, energy_sum) = (error_sum + error, energy_sum + energy);
                     let nmse = if energy > 0.0 { error / energy } else { 0.0 };
@@ -93,7 +94,7 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
                 }
             }
             if let Some(model) = &original {
-                let names: Vec<String> =
+                let names: HashSet<String> =
                     container.tensors().map(|tensor| tensor.name().to_string()).collect();
                 for missing in model.tensors().iter().filter(|tensor| !names.contains(&tensor.name)) {
                     fail(Error::input("is in the model but not in the container").tensor(&missing.name));

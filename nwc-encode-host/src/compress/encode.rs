@@ -76,6 +76,8 @@ pub struct TensorCoder<'a> {
     pub rate_step: i32,
     /// Added to every class, so that the model's lowest is 0.
     pub class_offset: i32,
+    /// Bounds of the stored class base.
+    pub base_range: (i32, i32),
 }
 
 /// Some neighbouring columns of one band of rows: what a lane-parallel search works on.
@@ -106,7 +108,7 @@ impl TensorCoder<'_> {
 
     /// The class base as it is stored.
     pub fn class_base(&self) -> i32 {
-        self.plan.class_base + self.class_offset
+        (self.plan.class_base + self.class_offset).clamp(self.base_range.0, self.base_range.1)
     }
 
     /// The step of a row.

@@ -9,13 +9,14 @@ use rayon::prelude::*;
 use super::job::{Coded, Job};
 use super::{Report, TensorReport, cannot_write};
 use crate::container::{EntryKind, Layout, Split};
+use crate::restore::{Decoder, TableMemory, coding_name};
 use crate::tensors::{TensorSource, to_f32};
-use crate::{Error, Result, restore};
+use crate::{Error, Result};
 
 /// Writes the file, content checksums still missing.
 pub(super) fn write(
     source: &dyn TensorSource,
-    layout: &Layout,
+    layout: &Layout<'_>,
     coded: &mut Coded,
     out: &mut File,
 ) -> std::io::Result<()> {
@@ -57,21 +58,23 @@ pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<R
     };
     progress.begin("checking", coded_weights(&container));
     let (mut error, mut energy, mut count) = (0.0, 0.0, 0u32);
-    for (index, tensor) in container.tensors().enumerate() {
+    let mut memory = TableMemory::default();
+    let decoder = Decoder::new(&container, &mut memory)?;
+    for (index, tensor) in decoder.tensors().iter().enumerate() {
         progress.check()?;
         let info = source.tensor(index);
         let mut line = TensorReport {
             name: info.name.to_owned(),
             shape: info.shape.to_vec(),
-            coding: restore::coding_name(tensor.coding()),
+            coding: coding_name(tensor.coding()),
             bits_per_weight: tensor.stored_bytes() as f64 * 8.0 / (tensor.elements().max(1)) as f64,
             nmse: 0.0,
         };
         match (&mut coded.entries[index].kind, tensor.coding()) {
             (EntryKind::Raw { crc, .. }, _) => *crc = crc32fast::hash(source.bytes(index)),
             (EntryKind::Coded(entry), Coding::Coded) => {
-                let bytes = restore::decode_own(&container, &tensor, Checks::SkipChecksums)
-                    .map_err(|error| error.tensor(info.name))?;
+                let bytes =
+                    decoder.decode(tensor, Checks::SkipChecksums).map_err(|error| error.tensor(info.name))?;
                 entry.content_crc = crc32fast::hash(&bytes);
                 let (tensor_error, tensor_energy) = squared_error(info.dtype, source.bytes(index), &bytes);
                 line.nmse = if tensor_energy > 0.0 { tensor_error / tensor_energy } else { 0.0 };

@@ -7,7 +7,7 @@ use tempfile::SpooledTempFile;
 
 use super::encode::{COLUMN_CLASS, ROW_CLASS, ROW_SCALE, TensorCoder};
 use super::plan::{ClassSpacing, OCTAVE, TensorPlan};
-use super::rate::{SAMPLE_WEIGHTS, Sample, TensorSample, next_step};
+use super::rate::{Estimate, SAMPLE_WEIGHTS, Sample, TensorSample, next_step};
 use super::{Fate, RATE_WINDOW, Settings, Target, View};
 use crate::coding::table::Counts;
 use crate::container::{CodedEntry, Entry, EntryKind, Layout};
@@ -17,8 +17,8 @@ use crate::{Error, Result};
 
 /// Where in the window it is aimed at.
 const AIM: f64 = 0.004;
-/// Steps from 2^-7 to 2^2 of a row's deviation: about 8 bits a weight to nearly none.
-const RATE_STEPS: std::ops::RangeInclusive<i32> = -7 * 512..=2 * 512;
+/// Steps from 2^-9 to 2^2 of a row's deviation: 8 bits a weight and more, even with heavy tails, to nearly none.
+const RATE_STEPS: std::ops::RangeInclusive<i32> = -9 * 512..=2 * 512;
 /// Weights that are in memory at once, unless one tensor has more.
 const BATCH_WEIGHTS: usize = 8 << 20;
 /// Rates that may be tried, on the sample and then on the model, to land in the window.
@@ -118,6 +118,15 @@ impl Job<'_> {
                 samples.push(sample);
             }
         }
+        if self.settings.row_alpha < 1.0 && weights > 0 {
+            // The steps then depend on the model's magnitude too; rate 0 is to mean a step of about one deviation all the same.
+            let sum: f64 = plans.iter().map(|(_, plan)| plan.mean * plan.view.elements() as f64).sum();
+            let shift = ((1.0 - self.settings.row_alpha) * sum / weights as f64 * OCTAVE).round();
+            plans.iter_mut().for_each(|(_, plan)| plan.step += shift as i32);
+            samples
+                .iter_mut()
+                .for_each(|sample: &mut TensorSample| sample.rescale((-shift / OCTAVE).exp2() as f32));
+        }
         let sample = Sample::new(
             self.settings.quantiser.clone(),
             &plans.iter().map(|(_, plan)| plan).collect::<Vec<_>>(),
@@ -127,8 +136,8 @@ impl Job<'_> {
     }
 
     /// Lays out a coded model.
-    pub(super) fn layout(&self, coded: &Coded) -> Result<Layout> {
-        Layout::new(&coded.entries, std::slice::from_ref(&coded.codec), self.attachments.clone())
+    pub(super) fn layout(&self, coded: &Coded) -> Result<Layout<'_>> {
+        Layout::new(&coded.entries, std::slice::from_ref(&coded.codec), &self.attachments)
     }
 
     /// Finds the step, codes the model, and trims the step until the rate is in its window.
@@ -139,9 +148,10 @@ impl Job<'_> {
                 let rate_step = (step.log2() * OCTAVE).round();
                 if !(step > 0.0 && RATE_STEPS.contains(&(rate_step as i32))) {
                     return Err(Error::input(format!("a step of {step} is out of reach"))
-                        .remedy("choose a step between 0.0079 and 4 deviations"));
+                        .remedy("choose a step between 0.002 and 4 deviations"));
                 }
-                return self.pass(planned, rate_step as i32);
+                let rate_step = rate_step as i32;
+                return self.pass(planned, rate_step, &planned.sample.estimate(rate_step));
             }
             Target::Bits(bits) if !(bits > 0.0 && bits < 100.0) => {
                 return Err(Error::input(format!("{bits} bits per weight cannot be meant"))
@@ -159,23 +169,27 @@ impl Job<'_> {
         // Where a model of one bit a weight less per octave, and about 1.05 bits at a step of one deviation, would be.
         let guess = -((limit - self.raw_bytes() as f64) / per_bit - 1.05) * OCTAVE;
         let mut rate_step = (guess as i32).clamp(*RATE_STEPS.start(), *RATE_STEPS.end());
-        let mut estimated = Vec::new();
+        let mut tried = Vec::new();
+        let mut nearest: Option<(f64, i32, Estimate)> = None;
         for _ in 0..MAX_TRIES {
-            let bytes = self.estimate(planned, rate_step)?;
-            estimated.push((rate_step, bytes));
-            if (bytes - aim).abs() <= 0.001 * per_bit {
+            let (bytes, estimate) = self.estimate(planned, rate_step)?;
+            tried.push((rate_step, bytes));
+            let miss = (bytes - aim).abs();
+            if nearest.as_ref().is_none_or(|(least, ..)| miss < *least) {
+                nearest = Some((miss, rate_step, estimate));
+            }
+            if miss <= 0.001 * per_bit {
                 break;
             }
-            let Some(next) = next_step(&estimated, aim, per_bit, &RATE_STEPS) else { break };
+            let Some(next) = next_step(&tried, aim, per_bit, &RATE_STEPS) else { break };
             rate_step = next;
         }
-        let nearest = estimated.into_iter().min_by(|a, b| (a.1 - aim).abs().total_cmp(&(b.1 - aim).abs()));
-        rate_step = nearest.map_or(rate_step, |nearest| nearest.0);
+        let (_, mut rate_step, mut estimate) = nearest.expect("at least one rate was tried");
 
         let mut tried = Vec::new();
         let mut best: Option<(f64, Coded)> = None;
         for _ in 0..MAX_TRIES {
-            let coded = self.pass(planned, rate_step)?;
+            let coded = self.pass(planned, rate_step, &estimate)?;
             let bytes = self.objective(&self.layout(&coded)?) as f64;
             tried.push((rate_step, bytes));
             if bytes <= limit && best.as_ref().is_none_or(|(least, _)| bytes > *least) {
@@ -186,13 +200,14 @@ impl Job<'_> {
             }
             let Some(next) = next_step(&tried, aim, per_bit, &RATE_STEPS) else { break };
             rate_step = next;
+            estimate = planned.sample.estimate(rate_step);
         }
-        let reach = |rate_step: &i32| self.estimate(planned, *rate_step);
+        let reach = |rate_step: &i32| self.estimate(planned, *rate_step).map(|(bytes, _)| bytes);
         match best {
             Some((bytes, coded)) if bytes >= limit - RATE_WINDOW * per_bit => Ok(coded),
             Some((_, coded)) if reach(RATE_STEPS.start())? >= limit - RATE_WINDOW * per_bit => {
                 self.progress.warn(&format!(
-                    "the model is too small to come within {RATE_WINDOW} bits per weight of the target; the next rate below is taken"
+                    "no step gives a rate within {RATE_WINDOW} bits per weight below the target; the next rate below is taken"
                 ));
                 Ok(coded)
             }
@@ -203,7 +218,7 @@ impl Job<'_> {
     /// A container of raw tensors only.
     fn nothing_to_code(&self, planned: &Planned, limit: f64) -> Result<Coded> {
         self.progress.warn("no tensor is coded: all are small, excluded or of other types");
-        let coded = self.pass(planned, 0)?;
+        let coded = self.pass(planned, 0, &planned.sample.estimate(0))?;
         let bytes = self.layout(&coded)?.file_bytes() as f64;
         if matches!(self.settings.target, Target::Size(_)) && bytes > limit {
             return Err(self.out_of_reach(bytes, bytes, 1.0));
@@ -211,19 +226,19 @@ impl Job<'_> {
         Ok(coded)
     }
 
-    /// About how many bytes count against the target at a rate.
-    fn estimate(&self, planned: &Planned, rate_step: i32) -> Result<f64> {
+    /// About how many bytes count against the target at a rate, and the codec that suits it.
+    fn estimate(&self, planned: &Planned, rate_step: i32) -> Result<(f64, Estimate)> {
         self.progress.check()?;
         let estimate = planned.sample.estimate(rate_step);
         let codec = estimate.codec.to_bytes();
-        let layout = Layout::new(&self.entries(planned, rate_step), &[codec], self.attachments.clone())?;
+        let layout = Layout::new(&self.entries(planned, rate_step), &[codec], &self.attachments)?;
         let streams = |plan: &TensorPlan| {
             // A record, rounding up to 4 bytes, and of each lane's state the 24 bits that its start wastes.
             let tile = 8 + 1 + 3 * plan.lanes;
             plan.bands() * (plan.column_blocks() * tile + if plan.has_row_streams() { 8 + 1 + 3 } else { 0 })
         };
         let streams: usize = planned.plans.iter().map(|(_, plan)| streams(plan)).sum();
-        Ok(self.objective(&layout) as f64 + estimate.symbol_bytes + streams as f64)
+        Ok((self.objective(&layout) as f64 + estimate.symbol_bytes + streams as f64, estimate))
     }
 
     /// Bytes that no rate changes, if they count against the target.
@@ -238,7 +253,7 @@ impl Job<'_> {
     }
 
     /// The bytes that the target limits.
-    fn objective(&self, layout: &Layout) -> u64 {
+    fn objective(&self, layout: &Layout<'_>) -> u64 {
         match self.settings.target {
             Target::Size(_) => layout.file_bytes(),
             _ => layout.counted_bytes(),
@@ -284,7 +299,7 @@ impl Job<'_> {
                             columns_per_lane: plan.columns_per_lane as u64,
                             tile_rows: plan.tile_rows as u64,
                             step: coder.step(),
-                            class_base: coder.class_base().clamp(0, 255) as u8,
+                            class_base: coder.class_base() as u8,
                             side,
                             row_shift: if side & 1 == 0 { 0 } else { plan.row_shift as u8 },
                             column_shift: 0,
@@ -304,8 +319,7 @@ impl Job<'_> {
     }
 
     /// Codes the whole model at one rate.
-    fn pass(&self, planned: &Planned, rate_step: i32) -> Result<Coded> {
-        let estimate = planned.sample.estimate(rate_step);
+    fn pass(&self, planned: &Planned, rate_step: i32, estimate: &Estimate) -> Result<Coded> {
         let codec = &estimate.codec;
         let mut entries = self.entries(planned, rate_step);
         let mut items = BufWriter::new(tempfile::spooled_tempfile(SPOOL_BYTES));
@@ -359,7 +373,12 @@ impl Job<'_> {
 }
 
 fn coder<'p>(planned: &Planned, plan: &'p TensorPlan, rate_step: i32) -> TensorCoder<'p> {
-    TensorCoder { plan, rate_step, class_offset: planned.sample.class_offset }
+    TensorCoder {
+        plan,
+        rate_step,
+        class_offset: planned.sample.class_offset,
+        base_range: (0, planned.sample.classes as i32 - 1),
+    }
 }
 
 fn cannot_spool(error: std::io::Error) -> Error {

@@ -50,7 +50,7 @@ pub struct Settings {
     pub row_alpha: f64,
     /// Which tensors are coded.
     pub selection: Selection,
-    /// Code tensors even where that takes more bytes than they had.
+    /// Code tensors even where that takes more bytes than they had: for tests that need tiny coded tensors.
     pub keep_expanding: bool,
 }
 
@@ -157,30 +157,60 @@ fn sort_out(source: &dyn TensorSource, settings: &Settings, progress: &dyn Progr
             crc
         })
         .collect();
+    // Tensors with the same bytes; the first of them is stored.
+    let mut twins: Vec<Vec<usize>> = Vec::new();
     let mut seen: HashMap<(u32, DType, &[usize]), Vec<usize>> = HashMap::new();
-    let mut fates = Vec::with_capacity(source.len());
     for (index, &crc) in crcs.iter().enumerate() {
         progress.check()?;
         let tensor = source.tensor(index);
-        let twins = seen.entry((crc, tensor.dtype, tensor.shape)).or_default();
+        check_shape(tensor.name, tensor.shape)?;
         // An alias costs an entry of its own, so tensors of a few bytes are simply stored again.
         const WORTH_AN_ALIAS: usize = 64;
         let bytes = source.bytes(index);
-        if bytes.len() >= WORTH_AN_ALIAS
-            && let Some(&twin) = twins.iter().find(|&&twin| source.bytes(twin) == bytes)
-        {
-            fates.push(Fate::Alias(twin));
-            continue;
+        let candidates = seen.entry((crc, tensor.dtype, tensor.shape)).or_default();
+        let same = |group: &&usize| bytes.len() >= WORTH_AN_ALIAS && source.bytes(twins[**group][0]) == bytes;
+        if let Some(&group) = candidates.iter().find(same) {
+            twins[group].push(index);
+        } else {
+            candidates.push(twins.len());
+            twins.push(vec![index]);
         }
-        twins.push(index);
-        fates.push(match settings.selection.view(tensor.name, tensor.dtype, tensor.shape) {
-            Ok(view) if all_finite(tensor.dtype, bytes) => Fate::Code(view),
-            Ok(_) => {
-                progress.warn(&format!("tensor \"{}\" holds NaN or infinity: stored raw", tensor.name));
-                Fate::Raw
-            }
-            Err(_) => Fate::Raw,
-        });
+    }
+    let mut fates = vec![Fate::Raw; source.len()];
+    for group in twins {
+        let (first, rest) = group.split_first().expect("a group has a tensor");
+        rest.iter().for_each(|&index| fates[index] = Fate::Alias(*first));
+        // An embedding that an output layer shares is coded as an embedding, whichever comes first.
+        let view = group
+            .iter()
+            .filter_map(|&index| {
+                let tensor = source.tensor(index);
+                settings.selection.view(tensor.name, tensor.dtype, tensor.shape).ok()
+            })
+            .max_by_key(|view| view.transposed);
+        let Some(view) = view else { continue };
+        let tensor = source.tensor(*first);
+        if all_finite(tensor.dtype, source.bytes(*first)) {
+            fates[*first] = Fate::Code(view);
+        } else {
+            progress.warn(&format!("tensor \"{}\" holds NaN or infinity: stored raw", tensor.name));
+        }
     }
     Ok(fates)
+}
+
+/// What the directory can hold (docs/bitstream.md §3.3).
+fn check_shape(name: &str, shape: &[usize]) -> Result<()> {
+    const MAX_ELEMENTS: u128 = 1 << 40;
+    if shape.len() > 8 {
+        return Err(Error::input(format!("has {} dimensions, at most 8 can be stored", shape.len()))
+            .tensor(name)
+            .remedy("reshape it, or leave it out of the model"));
+    }
+    if shape.iter().map(|&dim| dim.max(1) as u128).product::<u128>() > MAX_ELEMENTS {
+        return Err(Error::input("has more than 2^40 elements")
+            .tensor(name)
+            .remedy("split it, or leave it out of the model"));
+    }
+    Ok(())
 }

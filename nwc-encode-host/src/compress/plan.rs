@@ -39,6 +39,8 @@ pub struct TensorPlan {
     pub step: i32,
     /// Row scale values are in units of 2^-row_shift octaves.
     pub row_shift: u32,
+    /// Mean of the rows' deviations, in octaves; rows of zeros left out.
+    pub mean: f64,
     /// Scale value of each row of each matrix; empty if all are 0.
     pub row_scale: Vec<i16>,
     /// Class value of each row of each matrix; empty if all are 0.
@@ -56,13 +58,18 @@ impl TensorPlan {
         let columns = view.columns as f64;
         // Deviations about zero: the coder has no means.
         let row_log: Vec<f64> = squares.iter().map(|square| 0.5 * (square / columns).log2()).collect();
-        let mean = finite_mean(&row_log);
+        // A few all but dead rows must not drag the centre so far down that the live ones are clamped.
+        let loudest = row_log.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let mean = finite_mean(&row_log).max(loudest - MAX_SPREAD);
         let relative: Vec<f64> = row_log
             .iter()
             .map(|log| if log.is_finite() { (log - mean).clamp(-MAX_SPREAD, MAX_SPREAD) } else { 0.0 })
             .collect();
 
-        let row_shift = resolution(view.columns);
+        // All tensors share one table of row scales: +-127 leaves room for 255 values of its 256.
+        let reach = row_alpha * relative.iter().fold(0.0, |most: f64, log| most.max(log.abs()));
+        let fits = |shift: &u32| reach * f64::from(1u32 << shift) <= 127.0;
+        let row_shift = (0..=resolution(view.columns)).rev().find(fits).unwrap_or(0);
         let unit = f64::from(1u32 << row_shift);
         let row_scale: Vec<i16> =
             relative.iter().map(|log| (row_alpha * log * unit).round() as i16).collect();
@@ -81,6 +88,7 @@ impl TensorPlan {
             columns_per_lane,
             tile_rows,
             step,
+            mean,
             row_shift,
             row_scale: nonzero(row_scale),
             row_class: nonzero(row_class),

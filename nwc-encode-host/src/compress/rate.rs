@@ -37,9 +37,14 @@ pub struct TensorSample {
 }
 
 impl TensorSample {
+    /// Changes the unit of all weights.
+    pub fn rescale(&mut self, factor: f32) {
+        self.groups.iter_mut().flat_map(|group| &mut group.weights).for_each(|weight| *weight *= factor);
+    }
+
     /// Takes about `fraction` of a tensor's groups of columns, evenly spread.
     pub fn take(plan: &TensorPlan, weights: &[f32], fraction: f64) -> Self {
-        let coder = TensorCoder { plan, rate_step: 0, class_offset: 0 };
+        let coder = TensorCoder { plan, rate_step: 0, class_offset: 0, base_range: (i32::MIN, i32::MAX) };
         let groups: Vec<_> =
             (0..plan.bands() * plan.column_blocks()).flat_map(|tile| coder.tile_groups(tile)).collect();
         let wanted = ((fraction * groups.len() as f64).ceil() as usize).clamp(1, groups.len());
@@ -49,6 +54,8 @@ impl TensorSample {
                 let group = groups[(2 * i + 1) * groups.len() / (2 * wanted)];
                 let mut filled = Vec::new();
                 coder.fill(weights, &group, &mut filled);
+                let filled: Vec<f32> =
+                    filled.chunks_exact(LANES).flat_map(|row| &row[..group.lanes]).copied().collect();
                 SampleGroup {
                     weights: filled,
                     column_class: coder.column_class(&group),
@@ -57,7 +64,7 @@ impl TensorSample {
                 }
             })
             .collect();
-        let sampled: usize = taken.iter().map(|group| group.weights.len() / LANES * group.lanes).sum();
+        let sampled: usize = taken.iter().map(|group| group.weights.len()).sum();
         Self { groups: taken, scale: plan.view.elements() as f64 / sampled as f64 }
     }
 }
@@ -67,7 +74,8 @@ impl TensorSample {
 pub struct Sample {
     quantiser: Quantiser,
     tensors: Vec<TensorSample>,
-    classes: usize,
+    /// Number of classes.
+    pub classes: usize,
     /// Added to every class of a plan.
     pub class_offset: i32,
     /// Of each class: how often each magnitude occurs, in bins of 1/64 of the row's step at rate 0.
@@ -92,13 +100,13 @@ impl Sample {
         let ranges: Vec<_> = plans.iter().map(|plan| plan.class_range()).collect();
         let least = ranges.iter().map(|range| range.0).min().unwrap_or(0);
         let largest = ranges.iter().map(|range| range.1).max().unwrap_or(0);
-        // Classes beyond the last share its table.
+        // Classes below the first share its table.
         const MAX_CLASSES: i32 = 48;
-        let least = least.max(largest - 2 * MAX_CLASSES);
+        let least = least.max(largest - (MAX_CLASSES - 1));
         let classes = (largest - least + 1).min(MAX_CLASSES) as usize;
         let mut histograms = vec![vec![0u32; 2 * BINS]; classes];
         for group in tensors.iter().flat_map(|tensor| &tensor.groups) {
-            for (row, weights) in group.weights.chunks_exact(LANES).enumerate() {
+            for (row, weights) in group.weights.chunks_exact(group.lanes).enumerate() {
                 let row_class = group.row_class.get(row).copied().unwrap_or(0);
                 for (weight, class) in weights.iter().zip(&group.column_class).take(group.lanes) {
                     let class = (class + row_class - least).clamp(0, classes as i32 - 1) as usize;
@@ -165,19 +173,30 @@ impl Sample {
             .flat_map(|(t, tensor)| tensor.groups.iter().map(move |g| (t, g)))
             .collect();
         let counted: Vec<(usize, Vec<Counts>)> = jobs
-            .par_iter()
-            .map(|&(tensor, group)| {
-                let weights: Vec<f32> = group.weights.iter().map(|w| w * inverse).collect();
-                let column_class = group.column_class.map(|class| class + self.class_offset);
-                let block = Block {
-                    weights: &weights,
-                    column_class: &column_class,
-                    row_class: &group.row_class,
-                    lanes: group.lanes,
-                };
-                let mut counts = vec![Counts::default(); self.classes * 2];
-                count_group(&self.quantiser, &rate, &block, self.classes, &mut counts);
-                (tensor, counts)
+            .par_chunks(jobs.len().div_ceil(256).max(1))
+            .flat_map_iter(|jobs| {
+                let mut parts: Vec<(usize, Vec<Counts>)> = Vec::new();
+                for &(tensor, group) in jobs {
+                    let mut weights = vec![0.0; group.weights.len() / group.lanes * LANES];
+                    for (to, from) in
+                        weights.chunks_exact_mut(LANES).zip(group.weights.chunks_exact(group.lanes))
+                    {
+                        to.iter_mut().zip(from).for_each(|(to, w)| *to = w * inverse);
+                    }
+                    let column_class = group.column_class.map(|class| class + self.class_offset);
+                    let block = Block {
+                        weights: &weights,
+                        column_class: &column_class,
+                        row_class: &group.row_class,
+                        lanes: group.lanes,
+                    };
+                    if parts.last().is_none_or(|(last, _)| *last != tensor) {
+                        parts.push((tensor, vec![Counts::default(); self.classes * 2]));
+                    }
+                    let counts = &mut parts.last_mut().expect("just pushed").1;
+                    count_group(&self.quantiser, &rate, &block, self.classes, counts);
+                }
+                parts
             })
             .collect();
 
@@ -190,7 +209,7 @@ impl Sample {
             .tensors
             .iter()
             .map(|tensor| {
-                let here: usize = tensor.groups.iter().map(|g| g.weights.len() / LANES * g.lanes).sum();
+                let here: usize = tensor.groups.iter().map(|g| g.weights.len()).sum();
                 here as f64 * tensor.scale
             })
             .sum();
@@ -266,24 +285,33 @@ fn fit_tables(quantiser: &Quantiser, by_union: &[Counts], scale: f64) -> (u32, u
         .expect("there are candidates")
 }
 
-/// The rate step to try after those that missed: on the line through the two results nearest to the target, or from the nearest one by the rule that an
-/// octave is a bit a weight, `per_bit` bytes in all. `None` when it would repeat itself.
+/// The rate step to try after those that missed: between those that came out too large and too small, or further on, by the rule that an octave is a bit a
+/// weight, `per_bit` bytes in all. `None` when there is none left.
 pub fn next_step(
     tried: &[(i32, f64)],
     target: f64,
     per_bit: f64,
     range: &std::ops::RangeInclusive<i32>,
 ) -> Option<i32> {
-    let mut nearest = tried.to_vec();
-    nearest.sort_by(|a, b| (a.1 - target).abs().total_cmp(&(b.1 - target).abs()));
-    let slope = match nearest.as_slice() {
-        [a, b, ..] if (a.1 - b.1) * f64::from(a.0 - b.0) < 0.0 => (a.1 - b.1) / f64::from(a.0 - b.0),
-        _ => -per_bit / OCTAVE,
+    let above = tried.iter().filter(|t| t.1 > target).max_by_key(|t| t.0);
+    let below = tried.iter().filter(|t| t.1 <= target).min_by_key(|t| t.0);
+    let next = match (above, below) {
+        // Strictly inside the bracket, so that it always shrinks.
+        (Some(&a), Some(&b)) if a.0 + 1 < b.0 => {
+            // Halving it every third time keeps a bent curve from creeping up to the target from one side.
+            let part = if tried.len() % 3 == 0 { 0.5 } else { (a.1 - target) / (a.1 - b.1) };
+            a.0 + ((f64::from(b.0 - a.0) * part).round() as i32).clamp(1, b.0 - a.0 - 1)
+        }
+        // All on one side: go on from the last one, at least twice as far as what was tried reaches.
+        (Some(&(from, bytes)), None) | (None, Some(&(from, bytes))) => {
+            let span = tried.iter().map(|t| (t.0 - from).abs()).max().unwrap_or(0);
+            let change = ((target - bytes) / (-per_bit / OCTAVE)).clamp(-1500.0, 1500.0) as i32;
+            let least = (2 * span).max(1) * if bytes > target { 1 } else { -1 };
+            from + if change.abs() > least.abs() { change } else { least }
+        }
+        _ => return None,
     };
-    let &(from, bytes) = nearest.first()?;
-    let change = ((target - bytes) / slope).clamp(-1500.0, 1500.0);
-    let change = if change.abs() < 1.0 { change.signum() } else { change.round() };
-    let next = (from + change as i32).clamp(*range.start(), *range.end());
+    let next = next.clamp(*range.start(), *range.end());
     (!tried.iter().any(|&(step, _)| step == next)).then_some(next)
 }
 
