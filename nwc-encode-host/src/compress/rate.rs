@@ -298,8 +298,10 @@ pub fn next_step(
     let next = match (above, below) {
         // Strictly inside the bracket, so that it always shrinks.
         (Some(&a), Some(&b)) if a.0 + 1 < b.0 => {
-            // Halving it every third time keeps a bent curve from creeping up to the target from one side.
-            let part = if tried.len() % 3 == 0 { 0.5 } else { (a.1 - target) / (a.1 - b.1) };
+            // Bytes fall linearly with the step at high rates, and exponentially at low ones.
+            let linear = (a.1 - target) / (a.1 - b.1);
+            let exponential = (a.1 / target).ln() / (a.1 / b.1).ln();
+            let part = if exponential.is_finite() { f64::midpoint(linear, exponential) } else { linear };
             a.0 + ((f64::from(b.0 - a.0) * part).round() as i32).clamp(1, b.0 - a.0 - 1)
         }
         // All on one side: go on from the last one, at least twice as far as what was tried reaches.
