@@ -12,8 +12,10 @@ use nwc_encode_host::progress::Silent;
 use nwc_encode_host::restore::decode_own;
 use nwc_encode_host::tensors::{OwnedTensors, TensorSource, to_f32};
 
-/// Weights of one matrix at most, so that hundreds of models a second can be tried.
-const MAX_WEIGHTS: usize = 8192;
+/// Weights of one matrix at most: what is rare in shapes and values needs many models, not large ones.
+const MAX_WEIGHTS: usize = 2048;
+/// Matrices of a model at most.
+const MAX_MATRICES: usize = 3;
 
 /// A model, and how to compress it.
 #[derive(Debug, Arbitrary)]
@@ -38,7 +40,7 @@ enum QuantiserName {
 
 #[derive(Debug, Clone, Copy, Arbitrary)]
 enum Rate {
-    /// Bits a weight, in 1/16.
+    /// Bits a weight, in 1/16; at least one of them.
     Bits(u8),
     Bytes(u16),
     /// In 1/16 octave, about 1/8 of a deviation.
@@ -109,7 +111,7 @@ impl Matrix {
     }
 
     fn push_to(&self, model: &mut OwnedTensors, number: usize) {
-        let columns = usize::from(self.columns) % 4096 + 1;
+        let columns = usize::from(self.columns) % (2 * MAX_WEIGHTS) + 1;
         let rows = (usize::from(self.rows) + 1).min(MAX_WEIGHTS / columns).max(1);
         let (name, shape) = match self.shape {
             Shape::Linear => ("weight", vec![rows, columns]),
@@ -137,7 +139,7 @@ impl Job {
     /// The model.
     pub fn model(&self) -> OwnedTensors {
         let mut model = OwnedTensors::default();
-        for (number, matrix) in std::iter::once(&self.first).chain(&self.more).take(4).enumerate() {
+        for (number, matrix) in std::iter::once(&self.first).chain(&self.more).take(MAX_MATRICES).enumerate() {
             matrix.push_to(&mut model, number);
         }
         model
@@ -145,7 +147,7 @@ impl Job {
 
     fn settings(&self) -> Settings {
         let target = match self.target {
-            Rate::Bits(bits) => Target::Bits(f64::from(bits) / 16.0),
+            Rate::Bits(bits) => Target::Bits(f64::from(bits.max(1)) / 16.0),
             Rate::Bytes(bytes) => Target::Size(u64::from(bytes)),
             Rate::Step(step) => Target::Step((f64::from(step.clamp(-60, 70)) / 16.0 - 3.0).exp2()),
         };

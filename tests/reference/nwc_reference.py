@@ -108,7 +108,7 @@ class BitReader:
         self.data, self.at, self.end = data, 0, 8 * len(data)
 
     def bit(self):
-        require(self.at < self.end, CODEC, "the bit string ends early")
+        require(self.at < self.end, TABLE, "the bit string ends inside a table")
         value = self.data[self.at >> 3] >> (self.at & 7) & 1
         self.at += 1
         return value
@@ -411,14 +411,11 @@ def parse_directory(section, codecs, data_offset, data_length):
         require(dimensions <= 8, SHAPE, "%d dimensions" % dimensions)
         tensor.shape = [reader.varint() for _ in range(dimensions)]
         tensor.count = math.prod(tensor.shape)
-        require(tensor.count <= 1 << 40, SHAPE, "too many elements")
+        # A dimension of zero does not excuse the others.
+        require(math.prod(d for d in tensor.shape if d) <= 1 << 40, SHAPE, "too many elements")
         if tensor.coding == ALIAS:
             tensor.target = reader.varint()
             require(tensor.target < index, DIRECTORY, "an alias of a later tensor")
-            other = tensors[tensor.target]
-            require(other.coding != ALIAS, DIRECTORY, "an alias of an alias")
-            require((other.dtype, other.shape) == (tensor.dtype, tensor.shape), DIRECTORY,
-                    "an alias that differs from its tensor")
         else:
             if tensor.coding == CODED:
                 parse_coded(reader, tensor, codecs)
@@ -434,6 +431,7 @@ def parse_directory(section, codecs, data_offset, data_length):
             require(item_at <= data_end, GEOMETRY, "an item that leaves DATA")
             if tensor.coding == CODED:
                 require(tensor.offset % 4 == 0, GEOMETRY, "a coded item that is not aligned")
+                check_size(tensor)
         tensors.append(tensor)
     require(reader.left() == 0, DIRECTORY, "bytes are left after the last entry")
     require(item_at == data_end, GEOMETRY, "the last item does not end where DATA ends")
@@ -488,22 +486,30 @@ class SymbolDecoder:
 
 # ------------------------------------------------------------------------------------ coded tensors (5 - 10)
 
-# Every weight symbol has a frequency below 2^p, so decoding one takes at least x div 2^p from a lane's state
-# x: with x >= 2^16 and p <= 14, a factor of at most 1 - 0.8 * 2^-14, or 7.0e-5 bits.  A byte of a stream
-# brings at most 8.2 bits, so it cannot hold 2^17 weights.  An item of fewer bytes must end in an overrun.
-MAX_WEIGHTS_PER_BYTE = 1 << 17
+MAX_WEIGHTS_PER_BYTE = 1 << 15  # 5.4
 
 MAX_WEIGHTS = 1 << 28  # this decoder's own limit for one coded tensor: above it, error 32
+
+
+def count_streams(tensor):
+    """5.1 and 5.2: the number of row streams, of all streams, and of column blocks"""
+    row_blocks = ceil_div(tensor.rows, tensor.tile_rows)
+    column_blocks = ceil_div(tensor.columns, tensor.lanes * tensor.lane_columns)
+    row_streams = tensor.batches * row_blocks if tensor.side & (ROW_SCALE | ROW_CLASS) else 0
+    return row_streams, row_streams + tensor.batches * row_blocks * column_blocks, column_blocks
+
+
+def check_size(tensor):
+    """5.4, as far as it can be told from the directory"""
+    require(8 * count_streams(tensor)[1] <= tensor.length, GEOMETRY, "more streams than the item has room for")
+    require(tensor.count <= MAX_WEIGHTS_PER_BYTE * tensor.length, GEOMETRY,
+            "more weights than the item's bytes allow")
 
 
 def parse_streams(tensor, item):
     """5.2 and 5.4: a list of (bytes, lanes), the row streams first; every CRC is checked."""
     span = tensor.lanes * tensor.lane_columns
-    row_blocks = ceil_div(tensor.rows, tensor.tile_rows)
-    column_blocks = ceil_div(tensor.columns, span)
-    row_streams = tensor.batches * row_blocks if tensor.side & (ROW_SCALE | ROW_CLASS) else 0
-    total = row_streams + tensor.batches * row_blocks * column_blocks
-    require(8 * total <= len(item), GEOMETRY, "more streams than the item has room for")
+    row_streams, total, column_blocks = count_streams(tensor)
     records = struct.iter_unpack("<II", item[:8 * total])
     first, at = 8 * total, 8 * total
     streams = []
@@ -531,8 +537,6 @@ class CodedDecoder:
         self.tensor = tensor
         codec = self.codec = tensor.codec
         self.row_streams, self.tile_streams = parse_streams(tensor, item)
-        require(tensor.count <= MAX_WEIGHTS_PER_BYTE * len(item), OVERRUN,
-                "more weights than the item's bytes can hold")
         require(tensor.count <= MAX_WEIGHTS, LIMIT, "%d weights" % tensor.count)
         self.weight_decoders = [SymbolDecoder(t, codec.precision) for t in codec.weight_tables]
         self.side_decoders = [SymbolDecoder(t, codec.precision) if t and tensor.side >> i & 1 else None
@@ -702,7 +706,13 @@ class NwcFile:
         """The entry itself, or the one that it is an alias of"""
         require(0 <= index < len(self.tensors), INDEX, "no tensor %d" % index)
         tensor = self.tensors[index]
-        return self.tensors[tensor.target] if tensor.coding == ALIAS else tensor
+        if tensor.coding != ALIAS:
+            return tensor
+        other = self.tensors[tensor.target]  # 3.6: its index was checked at once, the rest when it is used
+        require(other.coding != ALIAS, DIRECTORY, "an alias of an alias")
+        require((other.dtype, other.shape) == (tensor.dtype, tensor.shape), DIRECTORY,
+                "an alias that differs from its tensor")
+        return other
 
     def decode(self, index, dtypes=None):
         """The tensor's bytes in each of the dtypes (None: its own), as a list.
