@@ -55,9 +55,16 @@ impl Error {
         Self { kind: ErrorKind::Interrupted, ..Self::input("interrupted, nothing was written") }
     }
 
-    /// An operating-system error while doing `action` (such as "cannot open") to `path`.
+    /// An operating-system error while doing `action` (such as "cannot open") to `path`, with what mostly helps.
     pub fn io(action: &str, path: &Path, source: std::io::Error) -> Self {
-        Self::input(format!("{action}: {source}")).file(path).source(source)
+        use std::io::ErrorKind as Kind;
+        let remedy = match source.kind() {
+            Kind::NotFound | Kind::NotADirectory | Kind::IsADirectory => "check the path",
+            Kind::PermissionDenied | Kind::ReadOnlyFilesystem => "check that you may read and write there",
+            Kind::StorageFull | Kind::QuotaExceeded => "free some space or choose another disk",
+            _ => "check the file and the disk that it is on",
+        };
+        Self::input(format!("{action}: {source}")).file(path).remedy(remedy).source(source)
     }
 
     /// Names the file.

@@ -17,8 +17,8 @@ use crate::{Error, Result};
 
 /// Where in the window it is aimed at.
 const AIM: f64 = 0.004;
-/// Steps from 2^-9 to 2^2 of a row's deviation: 8 bits a weight and more, even with heavy tails, to nearly none.
-const RATE_STEPS: std::ops::RangeInclusive<i32> = -9 * 512..=2 * 512;
+/// Steps from 2^-8 to 2^2 of a row's deviation: 8 bits a weight and more to nearly none.
+const RATE_STEPS: std::ops::RangeInclusive<i32> = -8 * 512..=2 * 512;
 /// Weights that are in memory at once, unless one tensor has more.
 const BATCH_WEIGHTS: usize = 8 << 20;
 /// Rates that may be tried, on the sample and then on the model, to land in the window.
@@ -148,7 +148,7 @@ impl Job<'_> {
                 let rate_step = (step.log2() * OCTAVE).round();
                 if !(step > 0.0 && RATE_STEPS.contains(&(rate_step as i32))) {
                     return Err(Error::input(format!("a step of {step} is out of reach"))
-                        .remedy("choose a step between 0.002 and 4 deviations"));
+                        .remedy("choose a step between 0.004 and 4 deviations"));
                 }
                 let rate_step = rate_step as i32;
                 return self.pass(planned, rate_step, &planned.sample.estimate(rate_step));
