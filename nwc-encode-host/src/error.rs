@@ -102,7 +102,7 @@ impl fmt::Display for Error {
             write!(f, "{}: ", file.display())?;
         }
         if let Some(tensor) = &self.tensor {
-            write!(f, "tensor \"{tensor}\": ")?;
+            write!(f, "tensor {tensor:?}: ")?;
         }
         f.write_str(&self.problem)?;
         if let Some(remedy) = &self.remedy {

@@ -50,21 +50,36 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(&cli) {
-        Ok(outcome) => {
-            let text = if cli.json { format!("{}\n", outcome.json) } else { outcome.text };
-            // A closed pipe (`nwc-encode inspect | head`) is the reader's choice, not an error.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            if outcome.ok { ExitCode::SUCCESS } else { ExitCode::from(1) }
-        }
+    let result = run(&cli).and_then(|outcome| {
+        let text = if cli.json { format!("{}\n", outcome.json) } else { outcome.text };
+        print(&text)?;
+        Ok(outcome.ok)
+    });
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("error: {error}");
+            // Nobody may be listening; the exit status says it too.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::from(match error.kind {
                 ErrorKind::Input => 2,
                 ErrorKind::Check => 1,
                 ErrorKind::Interrupted => 130,
             })
         }
+    }
+}
+
+/// Writes the result. A closed pipe (`nwc-encode inspect | head`) is the reader's choice, not an error.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::input(format!("cannot write the result: {error}"))
+                .source(error)
+                .remedy("check where stdout goes"))
+        }
+        _ => Ok(()),
     }
 }
 

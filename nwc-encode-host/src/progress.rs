@@ -1,6 +1,6 @@
 //! Telling the user how far the work is, and the work that the user has had enough.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -95,7 +95,7 @@ impl Progress for Terminal {
         } else if let Ok(mut plain) = self.plain.lock() {
             *plain = Plain { stage, done: 0, total, last: Instant::now() };
             if self.verbose {
-                eprintln!("{stage}");
+                say(stage);
             }
         }
     }
@@ -107,21 +107,26 @@ impl Progress for Terminal {
             plain.done += units;
             if plain.total > 0 && plain.last.elapsed() >= PLAIN_INTERVAL {
                 plain.last = Instant::now();
-                eprintln!("{}: {} %", plain.stage, plain.done * 100 / plain.total);
+                say(&format!("{}: {} %", plain.stage, plain.done * 100 / plain.total));
             }
         }
     }
 
     fn warn(&self, message: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("warning: {message}")),
-            None => eprintln!("warning: {message}"),
+            Some(bar) => bar.suspend(|| say(&format!("warning: {message}"))),
+            None => say(&format!("warning: {message}")),
         }
     }
 
     fn check(&self) -> Result<()> {
         if INTERRUPTED.load(Ordering::SeqCst) { Err(Error::interrupted()) } else { Ok(()) }
     }
+}
+
+/// A line on stderr, if anybody listens.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 impl Drop for Terminal {

@@ -40,7 +40,7 @@ pub struct RdArgs {
     #[arg(long, default_value_t = 4_194_304)]
     pub n: usize,
     /// Bits per weight
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub bits: f64,
     /// Seed of the random matrix
     #[arg(long, default_value_t = 1)]
@@ -56,11 +56,15 @@ pub struct DecodeArgs {
     /// The container
     pub file: PathBuf,
     /// Threads; 1 measures the plain loop of the core
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub threads: usize,
     /// Runs; the median counts
-    #[arg(long, default_value_t = 11)]
+    #[arg(long, default_value_t = 11, value_parser = at_least_one)]
     pub runs: usize,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| (1..=1024).contains(n)).ok_or_else(|| "give 1 to 1024".to_owned())
 }
 
 /// Runs the command.
@@ -94,7 +98,12 @@ fn rate_distortion(args: &RdArgs, progress: &dyn Progress) -> Result<Outcome> {
             Box::new(tensors)
         }
     };
-    let report = compress(&*source, Vec::new(), &settings, progress, &mut scratch_file()?)?;
+    let report = compress(&*source, Vec::new(), &settings, progress, &mut scratch_file()?).map_err(
+        |error| match &args.model {
+            Some(path) => error.file(path),
+            None => error,
+        },
+    )?;
     if let Some(path) = &args.model {
         // The scalar quantiser is given the coded weights of all tensors at once, each row divided by its deviation as ours are.
         weights = normalised_rows(&*source, &report)

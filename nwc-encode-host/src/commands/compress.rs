@@ -30,13 +30,13 @@ pub struct CompressArgs {
     #[arg(short, long, value_name = "OUT.nwc", required_unless_present = "dry_run")]
     pub output: Option<PathBuf>,
     /// Bits per coded weight, all bytes that decoding them needs counted; reached within 0.01, never exceeded
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub bits: Option<f64>,
     /// Bytes of the whole file; never exceeded
     #[arg(long, value_name = "BYTES")]
     pub size: Option<u64>,
     /// Quantisation step as a multiple of each row's deviation
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub step: Option<f64>,
     /// How weights are coded.
     #[command(flatten)]
@@ -56,7 +56,7 @@ pub struct CodingArgs {
     #[arg(long, default_value = "trellis8", value_name = "NAME")]
     pub quantizer: String,
     /// Steps of rows are proportional to their deviation to this power, 0 to 1
-    #[arg(long, default_value_t = 1.0, value_name = "POWER")]
+    #[arg(long, default_value_t = 1.0, value_name = "POWER", allow_negative_numbers = true)]
     pub row_alpha: f64,
     /// Code only tensors whose name matches
     #[arg(long, value_name = "REGEX")]

@@ -55,7 +55,7 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
             }
             progress.begin("verifying", container.tensors().map(|tensor| tensor.elements() as u64).sum());
             let mut memory = TableMemory::default();
-            let decoder = Decoder::new(&container, &mut memory)?;
+            let decoder = Decoder::new(&container, &mut memory).map_err(|error| error.file(&args.file))?;
             for tensor in decoder.tensors() {
                 progress.check()?;
                 let name = tensor.name().to_string();
@@ -84,7 +84,10 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
                     );
                 } else if decoder.resolve(tensor).is_ok_and(|original| original.coding() == Coding::Coded) {
                     let (error, energy) = squared_error(source.dtype, model.bytes(index), &bytes);
-                    (error_sum, energy_sum) = (error_sum + error, energy_sum + energy);
+                    // A tied tensor counts once, as it was coded once.
+                    if tensor.coding() == Coding::Coded {
+                        (error_sum, energy_sum) = (error_sum + error, energy_sum + energy);
+                    }
                     let nmse = if energy > 0.0 { error / energy } else { 0.0 };
                     if worst.as_ref().is_none_or(|(_, worst)| nmse > *worst) {
                         worst = Some((name, nmse));

@@ -262,12 +262,16 @@ impl Job<'_> {
 
     fn out_of_reach(&self, lowest: f64, highest: f64, per_bit: f64) -> Error {
         match self.settings.target {
-            Target::Size(bytes) => Error::input(format!("a size of {bytes} bytes is out of reach"))
-                .remedy(format!("choose one between about {lowest:.0} and {highest:.0} bytes")),
+            Target::Size(bytes) => {
+                Error::input(format!("a size of {bytes} bytes is out of reach")).remedy(format!(
+                    "choose one between about {:.0} and {highest:.0} bytes",
+                    lowest + 2.0 * RATE_WINDOW * per_bit
+                ))
+            }
             Target::Bits(target) | Target::Step(target) => {
                 Error::input(format!("{target} bits per weight are out of reach")).remedy(format!(
                     "choose a rate between about {:.2} and {:.2}",
-                    lowest / per_bit + RATE_WINDOW,
+                    lowest / per_bit + 2.0 * RATE_WINDOW,
                     highest / per_bit
                 ))
             }

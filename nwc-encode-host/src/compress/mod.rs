@@ -193,7 +193,7 @@ fn sort_out(source: &dyn TensorSource, settings: &Settings, progress: &dyn Progr
         if all_finite(tensor.dtype, source.bytes(*first)) {
             fates[*first] = Fate::Code(view);
         } else {
-            progress.warn(&format!("tensor \"{}\" holds NaN or infinity: stored raw", tensor.name));
+            progress.warn(&format!("tensor {:?} holds NaN or infinity: stored raw", tensor.name));
         }
     }
     Ok(fates)
