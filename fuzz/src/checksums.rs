@@ -125,7 +125,9 @@ fn content_crc(container: &Container<'_>, tensor: &Tensor<'_>, coded: &CodedTens
         let mut out = vec![T::default(); coded.elements()];
         coded.decode(tables, Checks::SkipChecksums, &mut out).ok()?;
         let mut crc = nwc_decode_core::Crc32::new();
-        out.iter().for_each(|weight| weight.update_crc(&mut crc));
+        for weight in &out {
+            weight.update_crc(&mut crc);
+        }
         Some(crc.value())
     }
     let codec = container.codec(coded.codec_index()).ok()?;

@@ -5,11 +5,11 @@ use std::io::{Read, Seek, SeekFrom};
 
 use arbitrary::Arbitrary;
 use half::{bf16, f16};
-use nwc_decode_core::{Checks, Chunk, Coding, Container, DType, Limits, Scratch, Tables, Tensor};
+use nwc_decode_core::{Checks, Chunk, Coding, Container, DType, Limits, Tensor};
 use nwc_encode_host::compress::{Report, Selection, Settings, Target, compress, quantiser};
 use nwc_encode_host::container::Split;
 use nwc_encode_host::progress::Silent;
-use nwc_encode_host::restore::decode_own;
+use nwc_encode_host::restore::{Decoder, TableMemory};
 use nwc_encode_host::tensors::{OwnedTensors, TensorSource, to_f32};
 
 /// Weights of one matrix at most: what is rare in shapes and values needs many models, not large ones.
@@ -139,7 +139,8 @@ impl Job {
     /// The model.
     pub fn model(&self) -> OwnedTensors {
         let mut model = OwnedTensors::default();
-        for (number, matrix) in std::iter::once(&self.first).chain(&self.more).take(MAX_MATRICES).enumerate() {
+        for (number, matrix) in std::iter::once(&self.first).chain(&self.more).take(MAX_MATRICES).enumerate()
+        {
             matrix.push_to(&mut model, number);
         }
         model
@@ -205,14 +206,16 @@ fn check(model: &OwnedTensors, settings: &Settings, report: &Report, bytes: &[u8
         Target::Step(_) => {}
     }
 
+    let mut memory = TableMemory::default();
+    let decoder = Decoder::new(&container, &mut memory).expect("the encoder writes sound codecs");
     let (mut weights, mut error, mut energy) = (0, 0.0, 0.0);
-    for (index, tensor) in container.tensors().enumerate() {
+    for (index, tensor) in decoder.tensors().iter().enumerate() {
         let (info, original) = (model.tensor(index), model.bytes(index));
         assert!(tensor.name() == *info.name);
         assert!(tensor.shape().iter().map(|&dim| dim as usize).eq(info.shape.iter().copied()));
-        let decoded = decode_own(&container, &tensor, Checks::All).expect("it decodes, checksums and all");
+        let decoded = decoder.decode(tensor, Checks::All).expect("it decodes, checksums and all");
         if tensor.coding() != Coding::Coded {
-            let twin = tensor.resolve(&container).expect("aliases suit what they stand for");
+            let twin = decoder.resolve(tensor).expect("aliases suit what they stand for");
             assert!(
                 twin.coding() == Coding::Coded || decoded == original,
                 "what is not coded stays as it was"
@@ -225,7 +228,7 @@ fn check(model: &OwnedTensors, settings: &Settings, report: &Report, bytes: &[u8
         let all: f64 = was.iter().map(|&a| square(f64::from(a))).sum();
         assert_close(report.tensors[index].nmse, if all > 0.0 { off / all } else { 0.0 });
         (weights, error, energy) = (weights + was.len() as u64, error + off, energy + all);
-        check_distances(settings, &container, &tensor, &was);
+        check_distances(settings, &decoder, tensor, &was);
     }
     assert_eq!(report.weights, weights);
     assert_close(report.nmse, if energy > 0.0 { error / energy } else { 0.0 });
@@ -237,25 +240,20 @@ fn assert_close(a: f64, b: f64) {
 }
 
 /// No weight lies further from its index than the search may go, unless it is out of every index's reach.
-fn check_distances(settings: &Settings, container: &Container<'_>, tensor: &Tensor<'_>, weights: &[f32]) {
+fn check_distances<'a>(settings: &Settings, decoder: &Decoder<'a>, tensor: &Tensor<'a>, weights: &[f32]) {
     // A trellis leaves a choice of two subsets of every fourth index, each of them rounded to its nearest. The scalar search
     // may also take 0, which saves at most an escape of about 30 bits at 0.1 squared steps each.
     let trellis = settings.quantiser.spacing() > 1.0;
     let (reach, most) = if trellis { (65_530.0, 2.02) } else { (32_767.0, 2.5) };
     // Where steps follow the rows' deviations no weight is that large: a row's largest is the square root of its length.
     let normalised = settings.row_alpha.to_bits() == 1f64.to_bits();
-    let coded = tensor.coded().expect("it is coded");
-    let codec = container.codec(coded.codec_index()).expect("the encoder writes its codec");
-    let need = codec.required_scratch(codec.precision());
-    let (mut words, mut bytes) = (vec![0; need.words], vec![0; need.bytes]);
-    let scratch = Scratch { words: &mut words, bytes: &mut bytes };
-    let tables = Tables::expand(&codec, codec.precision(), scratch).expect("it was asked what is needed");
+    let (coded, tables) = decoder.coded(tensor).expect("it is coded");
     let [_, out, input] = coded.shape();
     let mut chunk = Chunk::default();
     for number in 0..coded.tiles() {
         let tile = coded.tile(number).expect("it has so many");
         let region = tile.region();
-        let mut decoder = tile.decoder(&tables, Checks::All).expect("it decoded before");
+        let mut decoder = tile.decoder(tables, Checks::All).expect("it decoded before");
         while decoder.next_chunk(&mut chunk).expect("it decoded before") {
             for (row, latents) in chunk.latents.iter().enumerate().take(chunk.rows) {
                 for (lane, &latent) in latents.iter().enumerate().take(chunk.lanes) {

@@ -4,9 +4,11 @@ use std::fmt::Write;
 
 use half::{bf16, f16};
 use nwc_decode_core::{
-    Checks, Chunk, Codec, CodedTensor, Coding, Container, Element, Error, Limits, Scratch, Tables, Tensor,
+    Checks, Chunk, Codec, CodedTensor, Coding, Container, DType, Element, Error, Limits, Scratch, Tables,
+    Tensor,
 };
 use nwc_encode_host::container::Split;
+use nwc_encode_host::restore::{Decoder, TableMemory};
 
 /// Look-ups of fewer bits must find the same symbols.
 const FEW_BITS: u32 = 3;
@@ -37,6 +39,8 @@ pub fn walk(file: &[u8]) {
         assert!(stored <= file.len());
     }
 
+    let mut memory = TableMemory::default();
+    let host = Decoder::new(&container, &mut memory).expect("codecs were checked on opening");
     let mut left = crate::MAX_ELEMENTS;
     let mut name = String::new();
     for (index, tensor) in container.tensors().enumerate() {
@@ -50,7 +54,9 @@ pub fn walk(file: &[u8]) {
         assert_eq!(product, tensor.elements() as u128);
 
         // Whether an alias suits is only known once it is followed.
-        let Ok(target) = tensor.resolve(&container) else { continue };
+        let target = tensor.resolve(&container);
+        assert_eq!(target.is_ok(), host.resolve(&tensor).is_ok());
+        let Ok(target) = target else { continue };
         assert!(!matches!(target.coding(), Coding::Alias(_)));
         if let Ok(bytes) = tensor.raw(Checks::SkipChecksums) {
             assert_eq!(bytes.len(), tensor.elements() * tensor.dtype().size());
@@ -59,7 +65,7 @@ pub fn walk(file: &[u8]) {
         }
         if tensor.coding() == Coding::Coded && tensor.elements() <= left {
             left -= tensor.elements();
-            coded(&container, &tensor);
+            coded(&container, &host, &tensor);
         }
     }
 }
@@ -74,7 +80,7 @@ fn with_tables<R>(codec: &Codec<'_>, lookup_bits: u32, then: impl FnOnce(&Tables
 }
 
 /// Decodes a coded tensor in all dtypes.
-fn coded(container: &Container<'_>, tensor: &Tensor<'_>) {
+fn coded<'a>(container: &Container<'a>, host: &Decoder<'a>, tensor: &Tensor<'a>) {
     let coded = tensor.coded().expect("the geometry was checked on opening");
     let [batch, out, input] = coded.shape();
     assert_eq!(batch * out * input, coded.elements());
@@ -85,6 +91,7 @@ fn coded(container: &Container<'_>, tensor: &Tensor<'_>) {
             let halves = decode(&coded, [tables, searched], [f16::from_bits(0), f16::from_bits(!0)]);
             let brains = decode(&coded, [tables, searched], [bf16::from_bits(0), bf16::from_bits(!0)]);
             tiles(&coded, tables, &weights);
+            same_on_host(host, tensor, &weights);
             match (weights, halves, brains) {
                 (Ok(weights), Ok(halves), Ok(brains)) => {
                     for ((&weight, half), brain) in weights.iter().zip(halves).zip(brains) {
@@ -120,7 +127,7 @@ fn decode<T: Element + std::fmt::Debug>(
     let second = into(tables[1], Checks::SkipChecksums, before[1]);
     match (&first, &second) {
         (Ok(first), Ok(second)) => {
-            assert!(bits(first) == bits(second), "the output depends on what was there")
+            assert!(bits(first) == bits(second), "the output depends on what was there");
         }
         (first, second) => assert_eq!(first.as_ref().err(), second.as_ref().err()),
     }
@@ -130,6 +137,24 @@ fn decode<T: Element + std::fmt::Debug>(
         (_, Err(error)) => assert!(error.is_file_fault()),
     }
     first
+}
+
+/// The host's decoder, which copies tiles into place by itself, gives the same.
+fn same_on_host<'a>(host: &Decoder<'a>, tensor: &Tensor<'a>, weights: &Result<Vec<f32>, Error>) {
+    match (weights, host.decode_as(tensor, DType::F32, Checks::SkipChecksums)) {
+        (Ok(weights), Ok(bytes)) => {
+            assert!(weights.iter().flat_map(|weight| weight.to_le_bytes()).eq(bytes));
+        }
+        (weights, bytes) => assert_eq!(weights.is_err(), bytes.is_err()),
+    }
+    let coded = tensor.coded().expect("the geometry was checked on opening");
+    let (_, tables) = host.coded(tensor).expect("codecs were checked on opening");
+    let whole = |dtype: DType| match dtype {
+        DType::F32 => coded.decode(tables, Checks::All, &mut vec![0f32; coded.elements()]),
+        DType::F16 => coded.decode(tables, Checks::All, &mut vec![f16::ZERO; coded.elements()]),
+        _ => coded.decode(tables, Checks::All, &mut vec![bf16::ZERO; coded.elements()]),
+    };
+    assert_eq!(whole(tensor.dtype()).is_ok(), host.decode(tensor, Checks::All).is_ok());
 }
 
 /// Decodes tile by tile, every other one from a place in the middle, and compares with the tensor as a whole.
