@@ -354,46 +354,26 @@ fn read_name<'a>(entries: &mut Reader<'a>, table: &'a [u8]) -> Result<Name<'a>, 
     if resolved == count { Ok(name) } else { Err(Error::Name) }
 }
 
+/// A field, or the error for a directory that ends early.
+fn need<T>(field: Option<T>) -> Result<T, Error> {
+    field.ok_or(Error::Directory)
+}
+
 /// The fields of §3.7: the entry, the gap and the length.
 fn read_coded(entries: &mut Reader<'_>) -> Result<(CodedEntry, usize, usize), Error> {
-    let mut fields = || {
-        let [view, layers, codec, lanes] = [entries.u8()?, entries.u8()?, entries.u8()?, entries.u8()?];
-        let (columns_per_lane, tile_rows) = (entries.varint()?, entries.varint()?);
-        let step = entries.zigzag()?;
-        let [class_base, side, resolution] = [entries.u8()?, entries.u8()?, entries.u8()?];
-        let (gap, len) = (entries.varint_usize()?, entries.varint_usize()?);
-        let content_crc = entries.u32()?;
-        Some((
-            view,
-            layers,
-            codec,
-            lanes,
-            columns_per_lane,
-            tile_rows,
-            step,
-            class_base,
-            side,
-            resolution,
-            gap,
-            len,
-            content_crc,
-        ))
-    };
-    let (
-        view,
-        layers,
-        codec,
-        lanes,
-        columns,
-        tile_rows,
-        step,
-        class_base,
-        side,
-        resolution,
-        gap,
-        len,
-        content_crc,
-    ) = fields().ok_or(Error::Directory)?;
+    let view = need(entries.u8())?;
+    let layers = need(entries.u8())?;
+    let codec = need(entries.u8())?;
+    let lanes = need(entries.u8())?;
+    let columns = need(entries.varint())?;
+    let tile_rows = need(entries.varint())?;
+    let step = need(entries.zigzag())?;
+    let class_base = need(entries.u8())?;
+    let side = need(entries.u8())?;
+    let resolution = need(entries.u8())?;
+    let gap = need(entries.varint_usize())?;
+    let len = need(entries.varint_usize())?;
+    let content_crc = need(entries.u32())?;
     if layers != 1 {
         return Err(Error::Unsupported);
     }
