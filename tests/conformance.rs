@@ -55,9 +55,12 @@ fn check_valid(vector: &Vector, bytes: &[u8]) {
         }
         assert_eq!(line.crc.len(), FLOATS.len(), "{what}");
         for &lookup_bits in LOOKUPS {
-            check_as::<f32>(&container, &tensor, lookup_bits, expected(DType::F32), &what);
+            // One type is enough where it takes minutes.
+            if !cfg!(miri) {
+                check_as::<f32>(&container, &tensor, lookup_bits, expected(DType::F32), &what);
+                check_as::<bf16>(&container, &tensor, lookup_bits, expected(DType::BF16), &what);
+            }
             check_as::<f16>(&container, &tensor, lookup_bits, expected(DType::F16), &what);
-            check_as::<bf16>(&container, &tensor, lookup_bits, expected(DType::BF16), &what);
         }
     }
     for file in container.attachments().expect(&vector.file) {
