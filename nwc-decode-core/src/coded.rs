@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use crate::codec::SideTable;
 use crate::directory::CodedEntry;
-use crate::tile::{Chunk, SeekPoint, TileDecoder, TileSource};
+use crate::tile::{Chunk, SeekPoint, TileDecoder, TileShape};
 use crate::{Crc32, DType, Element, Error, Tables, num};
 
 const RECORD_BYTES: usize = 8;
@@ -53,8 +53,10 @@ pub struct CodedTensor<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Tile<'a> {
     coded: CodedTensor<'a>,
-    source: TileSource<'a>,
+    shape: TileShape,
+    stream: &'a [u8],
     stream_crc: u32,
+    row_stream: Option<&'a [u8]>,
     row_stream_crc: u32,
     batch: usize,
     first_row: usize,
@@ -195,14 +197,22 @@ impl<'a> CodedTensor<'a> {
             let (stream, crc) = self.stream(band)?;
             (Some(stream), crc)
         };
-        let source = TileSource {
+        let shape = TileShape {
             entry: self.entry,
-            stream,
-            row_stream,
             rows: self.rows.saturating_sub(first_row).min(tile_rows),
             columns: self.columns.saturating_sub(first_column).min(tile_columns),
         };
-        Ok(Tile { coded: *self, source, stream_crc, row_stream_crc, batch, first_row, first_column })
+        Ok(Tile {
+            coded: *self,
+            shape,
+            stream,
+            stream_crc,
+            row_stream,
+            row_stream_crc,
+            batch,
+            first_row,
+            first_column,
+        })
     }
 
     /// The tile that holds element (out, in) of a matrix of the batch: for looking up a row of an embedding.
@@ -262,25 +272,25 @@ impl<'a> CodedTensor<'a> {
 impl<'a> Tile<'a> {
     /// The part of the tensor that this tile covers.
     pub fn region(&self) -> TileRegion {
-        let rows = self.first_row..self.first_row.saturating_add(self.source.rows);
-        let columns = self.first_column..self.first_column.saturating_add(self.source.columns);
+        let rows = self.first_row..self.first_row.saturating_add(self.shape.rows);
+        let columns = self.first_column..self.first_column.saturating_add(self.shape.columns);
         let (out, input) = if self.coded.entry.transposed { (columns, rows) } else { (rows, columns) };
         TileRegion { batch: self.batch, out, input }
     }
 
     /// Number of weights.
     pub const fn elements(&self) -> usize {
-        self.source.rows.saturating_mul(self.source.columns)
+        self.shape.rows.saturating_mul(self.shape.columns)
     }
 
     /// The tile's own stream, and the CRC-32 that it must have.
     pub const fn stream(&self) -> (&'a [u8], u32) {
-        (self.source.stream, self.stream_crc)
+        (self.stream, self.stream_crc)
     }
 
     /// The stream of its rows' side information, which tiles of the same rows share, and its CRC-32.
     pub fn row_stream(&self) -> Option<(&'a [u8], u32)> {
-        self.source.row_stream.map(|stream| (stream, self.row_stream_crc))
+        self.row_stream.map(|stream| (stream, self.row_stream_crc))
     }
 
     /// A decoder at the start of the tile.
@@ -299,7 +309,7 @@ impl<'a> Tile<'a> {
                 return Err(Error::StreamChecksum);
             }
         }
-        TileDecoder::new(self.source, *tables)
+        TileDecoder::new(self.shape, *tables, self.stream, self.row_stream)
     }
 
     /// A decoder at a seek point of this tile.

@@ -3,9 +3,10 @@
 use core::fmt;
 
 use crate::bytes::Reader;
+use crate::codec::SideTable;
 use crate::coded::CodedTensor;
 use crate::container::Section;
-use crate::{Container, Crc32, DType, Error, Limits, num};
+use crate::{Container, Crc32, DType, Error, Limits, Tables, num};
 
 const MAX_DIMS: usize = 8;
 const MAX_FRAGMENTS: u64 = 16;
@@ -88,6 +89,19 @@ pub(crate) struct CodedEntry {
     pub(crate) row_shift: u32,
     pub(crate) column_shift: u32,
     pub(crate) content_crc: u32,
+}
+
+impl CodedEntry {
+    /// The table of a kind of side information; `None` if the tensor has none of it.
+    ///
+    /// # Errors
+    /// [`Error::Coding`] if it has, but these tables do not.
+    pub(crate) fn table(&self, kind: SideTable, tables: &Tables<'_>) -> Result<Option<usize>, Error> {
+        if self.side & kind.mask() == 0 {
+            return Ok(None);
+        }
+        tables.side(kind).map(Some).ok_or(Error::Coding)
+    }
 }
 
 /// A tensor of a container.

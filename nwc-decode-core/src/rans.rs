@@ -1,12 +1,14 @@
 //! Streams of 16-bit words, and lanes of 32-bit states that read them (§6).
 
 use crate::bytes::Reader;
-use crate::{Error, Tables};
+use crate::codec::SideTable;
+use crate::directory::CodedEntry;
+use crate::{Error, Tables, scale};
 
 /// The bottom of a lane's range; also the state in which every lane ends.
 pub(crate) const LOWER_BOUND: u32 = 1 << 16;
 
-/// The words of a stream, and how many of them have been read.
+/// Words of a stream from some place on, and how many of them have been read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Words<'a> {
     words: &'a [[u8; 2]],
@@ -14,7 +16,11 @@ pub(crate) struct Words<'a> {
     read: usize,
 }
 
-impl Words<'_> {
+impl<'a> Words<'a> {
+    pub(crate) const fn new(words: &'a [[u8; 2]]) -> Self {
+        Self { words, read: 0 }
+    }
+
     /// The next word; 0 beyond the end.
     #[inline(always)]
     fn peek(&self) -> u32 {
@@ -51,22 +57,23 @@ impl Words<'_> {
     }
 
     /// Number of words read.
-    pub(crate) const fn position(&self) -> usize {
+    pub(crate) const fn read(&self) -> usize {
         self.read
     }
 
-    /// Goes to a position.
-    pub(crate) const fn seek(&mut self, position: usize) -> Result<(), Error> {
-        if position > self.words.len() {
-            return Err(Error::Index);
-        }
-        self.read = position;
-        Ok(())
+    /// The words that are left.
+    pub(crate) fn rest(&self) -> &'a [[u8; 2]] {
+        self.words.get(self.read..).unwrap_or(&[])
+    }
+
+    /// Skips words that somebody else has read.
+    pub(crate) const fn skip(&mut self, count: usize) {
+        self.read = self.read.saturating_add(count);
     }
 }
 
-/// Reads the initial states of a stream's lanes (§5.3, §6.1); returns its words.
-pub(crate) fn start<'a>(stream: &'a [u8], lanes: &mut [u32]) -> Result<Words<'a>, Error> {
+/// Reads the initial states of a stream's lanes (§5.3, §6.1) from its first bytes.
+pub(crate) fn start(stream: &[u8], lanes: &mut [u32]) -> Result<(), Error> {
     let mut reader = Reader::new(stream);
     for lane in lanes {
         *lane = reader.u32().ok_or(Error::Geometry)?;
@@ -74,70 +81,83 @@ pub(crate) fn start<'a>(stream: &'a [u8], lanes: &mut [u32]) -> Result<Words<'a>
             return Err(Error::LaneState);
         }
     }
-    // Streams are multiples of 4 bytes long (§5.2).
-    let (words, _) = reader.rest.as_chunks::<2>();
-    Ok(Words { words, read: 0 })
+    Ok(())
 }
 
-/// Decodes the scale and class values of rows from a row stream (§7).
+/// Scale and class of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct RowValue {
+    /// The row's step: scale(q + ...) of §10.2.
+    pub scale: f32,
+    /// What the row adds to the class of its weights (§8.3).
+    pub class: i32,
+}
+
+/// Decodes the scales and classes of rows from a row stream (§7).
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct RowReader<'a> {
-    state: u32,
-    words: Words<'a>,
-    scale_table: Option<usize>,
-    class_table: Option<usize>,
+pub(crate) struct RowTables {
+    scale: Option<usize>,
+    class: Option<usize>,
+    step: i32,
+    /// Scale values are shifted by this to become codes.
+    shift: u32,
 }
 
-/// A row reader's place in its stream.
+/// A place in a row stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RowPlace {
     state: u32,
-    read: usize,
+    /// Words read, the two of the initial state included; 0 before the first row.
+    pub(crate) read: usize,
 }
 
-impl<'a> RowReader<'a> {
-    /// `stream` is `None` when the tensor has no row side information: every value is 0 then.
-    pub(crate) fn new(
-        stream: Option<&'a [u8]>,
-        scale_table: Option<usize>,
-        class_table: Option<usize>,
-    ) -> Result<Self, Error> {
-        let mut state = [LOWER_BOUND];
-        let words = match stream {
-            Some(stream) => start(stream, &mut state)?,
-            None => Words { words: &[], read: 0 },
+impl RowTables {
+    /// # Errors
+    /// [`Error::Coding`] if the tables lack a kind that the tensor needs.
+    pub(crate) fn new(entry: &CodedEntry, tables: &Tables<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            scale: entry.table(SideTable::RowScale, tables)?,
+            class: entry.table(SideTable::RowClass, tables)?,
+            step: entry.step,
+            shift: 9u32.saturating_sub(entry.row_shift) & 15,
+        })
+    }
+
+    /// The next row's values. At place 0 the stream's state is read first; without row side information no word is.
+    pub(crate) fn next(
+        &self,
+        tables: &Tables<'_>,
+        place: &mut RowPlace,
+        words: &mut Words<'_>,
+    ) -> Result<RowValue, Error> {
+        let before = words.read();
+        if place.read == 0 && (self.scale.is_some() || self.class.is_some()) {
+            if words.rest().len() < 2 {
+                return Err(Error::Geometry);
+            }
+            place.state = words.take() | (words.take() << 16);
+            if place.state < LOWER_BOUND {
+                return Err(Error::LaneState);
+            }
+        }
+        let mut value = |table: Option<usize>| {
+            let Some(table) = table else { return Ok(0) };
+            let (_, value) = tables.decode(table, &mut place.state)?;
+            place.state = words.refill(place.state);
+            words.check()?;
+            Ok(value)
         };
-        let [state] = state;
-        Ok(Self { state, words, scale_table, class_table })
+        let (scale_value, class) = (value(self.scale)?, value(self.class)?);
+        place.read = place.read.wrapping_add(words.read().wrapping_sub(before));
+        Ok(RowValue { scale: scale(self.step.wrapping_add(scale_value << self.shift))?, class })
     }
 
-    fn value(&mut self, tables: &Tables<'_>, table: Option<usize>) -> Result<i32, Error> {
-        let Some(table) = table else { return Ok(0) };
-        let (_, value) = tables.decode(table, &mut self.state)?;
-        self.state = self.words.refill(self.state);
-        self.words.check()?;
-        Ok(value)
-    }
-
-    /// The next row's scale and class values.
-    pub(crate) fn next(&mut self, tables: &Tables<'_>) -> Result<(i32, i32), Error> {
-        Ok((self.value(tables, self.scale_table)?, self.value(tables, self.class_table)?))
-    }
-
-    /// Checks that the stream ended as it must (§6.4).
-    pub(crate) fn finish(&self) -> Result<(), Error> {
-        if self.state != LOWER_BOUND {
+    /// Checks that the stream ended as it must (§6.4), and goes back to its start.
+    pub(crate) fn finish(&self, place: &mut RowPlace, words: &Words<'_>) -> Result<(), Error> {
+        if (self.scale.is_some() || self.class.is_some()) && place.state != LOWER_BOUND {
             return Err(Error::FinalState);
         }
-        self.words.finish()
-    }
-
-    pub(crate) const fn place(&self) -> RowPlace {
-        RowPlace { state: self.state, read: self.words.position() }
-    }
-
-    pub(crate) const fn resume(&mut self, place: RowPlace) -> Result<(), Error> {
-        self.state = place.state;
-        self.words.seek(place.read)
+        *place = RowPlace::default();
+        words.finish()
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::codec::{SideTable, Synthesis};
 use crate::directory::CodedEntry;
-use crate::rans::{LOWER_BOUND, RowPlace, RowReader, Words, start};
+use crate::engine::{RowEngine, Rows};
+use crate::rans::{LOWER_BOUND, RowPlace, RowTables, RowValue, Words, start};
 use crate::{Element, Error, Tables, num, scale};
 
 /// The most lanes a tile can have.
@@ -28,7 +29,8 @@ pub struct Chunk {
     pub first_column: usize,
     /// Number of columns.
     pub lanes: usize,
-    fraction_bits: u32,
+    /// Binary places of the latents after the point.
+    pub fraction_bits: u32,
 }
 
 impl Default for Chunk {
@@ -94,26 +96,19 @@ fn saturate(x: f32) -> f32 {
     x.clamp(f32::MIN, f32::MAX)
 }
 
-/// Marks a weight whose symbol was the escape; no index is as large.
-const ESCAPED: i32 = i32::MIN;
-
-/// The index of a value, and the trellis state after it (§8.4).
-#[inline(always)]
-fn step(next_states: &[u8], state: &mut u8, value: i32) -> Result<i32, Error> {
-    let branch = (u32::from(*state) << 1) | (value.cast_unsigned() & 1);
-    let index = value.wrapping_mul(2).wrapping_add(i32::from(*state & 1));
-    *state = *next_states.get(num::index(branch)).ok_or(Error::Codec)?;
-    Ok(index)
-}
-
-/// Everything that decoding a tile needs to know about its tensor and place.
+/// The part of a tensor that a tile is, without its streams.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct TileSource<'a> {
+pub(crate) struct TileShape {
     pub(crate) entry: CodedEntry,
-    pub(crate) stream: &'a [u8],
-    pub(crate) row_stream: Option<&'a [u8]>,
     pub(crate) rows: usize,
     pub(crate) columns: usize,
+}
+
+impl TileShape {
+    /// Number of lanes that the tile's stream has (§5.3).
+    pub(crate) fn lanes(&self) -> usize {
+        self.columns.min(num::index(self.entry.lanes))
+    }
 }
 
 /// A place inside a tile from which decoding can go on: the decoder's whole state between two chunks.
@@ -124,6 +119,7 @@ pub(crate) struct TileSource<'a> {
 pub struct SeekPoint {
     group: usize,
     row: usize,
+    /// Words of the tile's stream that were read.
     read: usize,
     rows: RowPlace,
     lanes: Lanes,
@@ -151,140 +147,109 @@ struct Lanes {
     scale: [i32; MAX_LANES],
 }
 
-/// Decodes one tile, a [`Chunk`] at a time. All of its state is in this struct.
+/// Where the values of rows come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RowSource<'r> {
+    /// The words of the row stream from the current place on; none if the tensor has no row side information.
+    Words(&'r [[u8; 2]]),
+    /// Values that were decoded before, of all rows of the tile.
+    Values(&'r [RowValue]),
+}
+
+/// Decodes a tile whose words somebody else provides: a slice in memory, or a window on a slower source.
 #[derive(Debug, Clone)]
-pub struct TileDecoder<'a> {
-    tables: Tables<'a>,
-    source: TileSource<'a>,
-    words: Words<'a>,
-    row_reader: RowReader<'a>,
-    lanes: Lanes,
-    group: usize,
-    row: usize,
+pub(crate) struct Walk<'t> {
+    tables: Tables<'t>,
+    row_tables: RowTables,
+    shape: TileShape,
+    place: SeekPoint,
     /// Lanes of the current group.
     active: usize,
     column_scale: [f32; MAX_LANES],
-    /// First table of each lane's class in rows of class `row_class`.
-    table: [u32; MAX_LANES],
-    row_class: i32,
 }
 
-impl<'a> TileDecoder<'a> {
-    pub(crate) fn new(source: TileSource<'a>, tables: Tables<'a>) -> Result<Self, Error> {
-        let entry = source.entry;
-        let table = |kind: SideTable| {
-            if entry.side & kind.mask() == 0 {
-                Ok(None)
-            } else {
-                tables.side(kind).map(Some).ok_or(Error::Coding)
-            }
-        };
-        let row_reader =
-            RowReader::new(source.row_stream, table(SideTable::RowScale)?, table(SideTable::RowClass)?)?;
+impl<'t> Walk<'t> {
+    /// The most words of the tile's stream that a chunk reads: side information of the columns twice, and for each weight a refill and an escape.
+    pub(crate) const CHUNK_WORDS: usize = 2 * MAX_LANES + 2 * CHUNK_ROWS * MAX_LANES;
+    /// The most words of the row stream that a chunk reads: the state, and two values a row.
+    pub(crate) const CHUNK_ROW_WORDS: usize = 2 + 2 * CHUNK_ROWS;
+
+    /// At the start of a tile. `states` begins with the initial states of its lanes.
+    pub(crate) fn new(shape: TileShape, tables: Tables<'t>, states: &[u8]) -> Result<Self, Error> {
+        let row_tables = RowTables::new(&shape.entry, &tables)?;
         let mut lanes = Lanes {
             rans: [LOWER_BOUND; MAX_LANES],
             trellis: [0; MAX_LANES],
             class: [0; MAX_LANES],
             scale: [0; MAX_LANES],
         };
-        let count = source.columns.min(num::index(entry.lanes));
-        let words = start(source.stream, lanes.rans.get_mut(..count).ok_or(Error::Geometry)?)?;
-        let mut decoder = Self {
-            tables,
-            source,
-            words,
-            row_reader,
-            lanes,
-            group: 0,
-            row: 0,
-            active: 0,
-            column_scale: [1.0; MAX_LANES],
-            table: [0; MAX_LANES],
-            row_class: 0,
-        };
-        decoder.start_group()?;
-        Ok(decoder)
+        start(states, lanes.rans.get_mut(..shape.lanes()).ok_or(Error::Geometry)?)?;
+        let place = SeekPoint { group: 0, row: 0, read: 0, rows: RowPlace::default(), lanes };
+        let mut walk = Self { tables, row_tables, shape, place, active: 0, column_scale: [1.0; MAX_LANES] };
+        walk.active = walk.group_lanes();
+        Ok(walk)
     }
 
     /// The place of the next chunk.
-    pub const fn seek_point(&self) -> SeekPoint {
-        SeekPoint {
-            group: self.group,
-            row: self.row,
-            read: self.words.position(),
-            rows: self.row_reader.place(),
-            lanes: self.lanes,
-        }
+    pub(crate) const fn place(&self) -> &SeekPoint {
+        &self.place
     }
 
-    /// Goes to a place that [`seek_point`](Self::seek_point) gave.
+    /// How many words of the tile's stream and of the row stream were read before the next chunk.
+    pub(crate) const fn read(&self) -> (usize, usize) {
+        (self.place.read, self.place.rows.read)
+    }
+
+    /// Goes to a place.
     pub(crate) fn seek(&mut self, point: &SeekPoint) -> Result<(), Error> {
         let legal = point
             .group
-            .checked_mul(num::index(self.source.entry.lanes))
-            .is_some_and(|first| first < self.source.columns)
-            && point.row < self.source.rows
+            .checked_mul(num::index(self.shape.entry.lanes))
+            .is_some_and(|first| first < self.shape.columns)
+            && point.row < self.shape.rows
             && point.row.is_multiple_of(CHUNK_ROWS);
         if !legal {
             return Err(Error::Index);
         }
-        self.words.seek(point.read)?;
-        self.row_reader.resume(point.rows)?;
-        (self.group, self.row, self.lanes) = (point.group, point.row, point.lanes);
+        self.place = point.clone();
         self.active = self.group_lanes();
-        self.set_tables(0);
         self.set_column_scale()
     }
 
     /// Number of columns of the current group (§8.1).
     fn group_lanes(&self) -> usize {
-        let lanes = num::index(self.source.entry.lanes);
-        self.source.columns.saturating_sub(self.group.saturating_mul(lanes)).min(lanes)
+        let lanes = num::index(self.shape.entry.lanes);
+        self.shape.columns.saturating_sub(self.place.group.saturating_mul(lanes)).min(lanes)
     }
 
     /// Reads the side information of the columns of the current group (§8.2, steps 1 and 2).
-    fn start_group(&mut self) -> Result<(), Error> {
-        self.active = self.group_lanes();
-        let entry = &self.source.entry;
-        for (kind, base) in
-            [(SideTable::ColumnScale, 0), (SideTable::ColumnClass, i32::from(entry.class_base))]
-        {
-            let values = match kind {
-                SideTable::ColumnScale => &mut self.lanes.scale,
-                _ => &mut self.lanes.class,
-            };
-            if entry.side & kind.mask() == 0 {
+    fn start_group(&mut self, words: &mut Words<'_>) -> Result<(), Error> {
+        let entry = &self.shape.entry;
+        let lanes = &mut self.place.lanes;
+        for (kind, base, values) in [
+            (SideTable::ColumnScale, 0, &mut lanes.scale),
+            (SideTable::ColumnClass, i32::from(entry.class_base), &mut lanes.class),
+        ] {
+            let Some(table) = entry.table(kind, &self.tables)? else {
                 values.fill(base);
                 continue;
-            }
-            let table = self.tables.side(kind).ok_or(Error::Coding)?;
-            for (x, value) in self.lanes.rans.iter_mut().zip(values).take(self.active) {
+            };
+            for (x, value) in lanes.rans.iter_mut().zip(values).take(self.active) {
                 let (_, decoded) = self.tables.decode(table, x)?;
-                *x = self.words.refill(*x);
+                *x = words.refill(*x);
                 *value = base.wrapping_add(decoded);
             }
-            self.words.check()?;
+            words.check()?;
         }
-        self.set_tables(0);
         self.set_column_scale()
     }
 
-    /// Looks up the tables of the lanes' classes in rows of this class (§8.3).
-    fn set_tables(&mut self, row_class: i32) {
-        self.row_class = row_class;
-        let last_class = self.tables.classes().wrapping_sub(1);
-        let unions = self.tables.union_mask().wrapping_add(1);
-        for (table, class) in self.table.iter_mut().zip(&self.lanes.class) {
-            *table = class.wrapping_add(row_class).clamp(0, last_class).cast_unsigned().wrapping_mul(unions);
-        }
-    }
-
     fn set_column_scale(&mut self) -> Result<(), Error> {
-        if self.source.entry.side & SideTable::ColumnScale.mask() == 0 {
+        if self.shape.entry.side & SideTable::ColumnScale.mask() == 0 {
             return Ok(()); // they stay 1
         }
-        let shift = 9u32.saturating_sub(self.source.entry.column_shift);
-        for (value, out) in self.lanes.scale.iter().zip(&mut self.column_scale).take(self.active) {
+        let shift = 9u32.saturating_sub(self.shape.entry.column_shift);
+        for (value, out) in self.place.lanes.scale.iter().zip(&mut self.column_scale).take(self.active) {
             *out = scale(value << (shift & 15))?;
         }
         Ok(())
@@ -292,100 +257,174 @@ impl<'a> TileDecoder<'a> {
 
     /// Decodes the next rows into `chunk`. False when the tile had been decoded to its end before.
     ///
-    /// # Errors
-    /// What is wrong with the tile's stream. Call it no more after an error.
-    pub fn next_chunk(&mut self, chunk: &mut Chunk) -> Result<bool, Error> {
+    /// `words` are those of the tile's stream from [`read`](Self::read) on, at least [`CHUNK_WORDS`](Self::CHUNK_WORDS) and two more, or
+    /// all that are left; so with the row stream's.
+    pub(crate) fn next_chunk(
+        &mut self,
+        engine: &impl RowEngine,
+        words: &[[u8; 2]],
+        row_source: RowSource<'_>,
+        chunk: &mut Chunk,
+    ) -> Result<bool, Error> {
         if self.active == 0 {
             return Ok(false);
         }
-        let entry = self.source.entry;
-        let rows = self.source.rows.saturating_sub(self.row).min(CHUNK_ROWS);
-        let shift = 9u32.saturating_sub(entry.row_shift);
-        let trellis = !self.tables.next_states().is_empty();
-        for (latents, row_scale) in chunk.latents.iter_mut().zip(&mut chunk.row_scale).take(rows) {
-            let (scale_value, class) = self.row_reader.next(&self.tables)?;
-            *row_scale = scale(entry.step.wrapping_add(scale_value << (shift & 15)))?;
-            if class != self.row_class {
-                self.set_tables(class);
+        let mut words = Words::new(words);
+        if self.place.row == 0 {
+            self.start_group(&mut words)?;
+        }
+        let rows = self.shape.rows.saturating_sub(self.place.row).min(CHUNK_ROWS);
+        let mut row_class = [0; CHUNK_ROWS];
+        let mut row_words = Words::new(&[]);
+        let values = row_class.iter_mut().zip(&mut chunk.row_scale).take(rows);
+        match row_source {
+            RowSource::Words(source) => {
+                row_words = Words::new(source);
+                for (class, row_scale) in values {
+                    let value = self.row_tables.next(&self.tables, &mut self.place.rows, &mut row_words)?;
+                    (*class, *row_scale) = (value.class, value.scale);
+                }
             }
-            if trellis {
-                self.decode_row::<true>(latents)?;
-            } else {
-                self.decode_row::<false>(latents)?;
+            RowSource::Values(known) => {
+                let known = known.get(self.place.row..).unwrap_or(&[]);
+                if known.len() < rows {
+                    return Err(Error::Index);
+                }
+                for ((class, row_scale), value) in values.zip(known) {
+                    (*class, *row_scale) = (value.class, value.scale);
+                }
             }
         }
+
+        let lanes = &mut self.place.lanes;
+        words.skip(engine.decode_rows(Rows {
+            words: words.rest(),
+            rans: &mut lanes.rans,
+            trellis: &mut lanes.trellis,
+            class: &lanes.class,
+            row_class: row_class.get(..rows).unwrap_or(&[]),
+            lanes: self.active,
+            latents: &mut chunk.latents,
+        })?);
+        words.check()?;
         chunk.rows = rows;
         chunk.lanes = self.active;
-        chunk.first_row = self.row;
-        chunk.first_column = self.group.wrapping_mul(num::index(entry.lanes));
+        chunk.first_row = self.place.row;
+        chunk.first_column = self.place.group.wrapping_mul(num::index(self.shape.entry.lanes));
         chunk.column_scale = self.column_scale;
         let synthesis = Synthesis::Identity;
         synthesis.apply(&mut chunk.latents, rows, self.active);
         chunk.fraction_bits = synthesis.fraction_bits();
 
-        self.row = self.row.wrapping_add(rows);
-        if self.row == self.source.rows {
-            self.end_group()?;
+        self.place.read = self.place.read.wrapping_add(words.read());
+        self.place.row = self.place.row.wrapping_add(rows);
+        if self.place.row == self.shape.rows {
+            if let RowSource::Words(_) = row_source {
+                self.row_tables.finish(&mut self.place.rows, &row_words)?;
+            }
+            self.end_group(&words)?;
         }
         Ok(true)
     }
 
-    /// Step 3 of §8.2 for one row: symbols and refills, then escapes; indices and trellis states as §8.4 says.
-    #[inline]
-    fn decode_row<const TRELLIS: bool>(&mut self, out: &mut [i32; MAX_LANES]) -> Result<(), Error> {
-        let tables = self.tables;
-        let union_mask = tables.union_mask();
-        let next_states = tables.next_states();
-        let mut words = self.words;
-        let (Some(rans), Some(trellis), Some(table), Some(out)) = (
-            self.lanes.rans.get_mut(..self.active),
-            self.lanes.trellis.get_mut(..self.active),
-            self.table.get(..self.active),
-            out.get_mut(..self.active),
-        ) else {
-            return Err(Error::Geometry); // `active` is at most MAX_LANES
-        };
-        let mut escapes = false;
-        for (((x, state), &table), out) in
-            rans.iter_mut().zip(trellis.iter_mut()).zip(table).zip(out.iter_mut())
-        {
-            let table = table.wrapping_add(u32::from(*state) & union_mask);
-            let (symbol, value) = tables.decode(num::index(table), x)?;
-            *x = words.refill(*x);
-            if symbol == 0 {
-                escapes = true;
-                *out = ESCAPED;
-            } else {
-                *out = if TRELLIS { step(next_states, state, value)? } else { value };
-            }
-        }
-        if escapes {
-            for (state, out) in trellis.iter_mut().zip(out).filter(|(_, out)| **out == ESCAPED) {
-                let value = num::sign_extend_16(words.take());
-                *out = if TRELLIS { step(next_states, state, value)? } else { value };
-            }
-        }
-        self.words = words;
-        words.check()
-    }
-
-    fn end_group(&mut self) -> Result<(), Error> {
-        self.row_reader.finish()?;
-        self.row = 0;
-        self.group = self.group.wrapping_add(1);
+    fn end_group(&mut self, words: &Words<'_>) -> Result<(), Error> {
+        self.place.row = 0;
+        self.place.group = self.place.group.wrapping_add(1);
         self.active = self.group_lanes();
         if self.active > 0 {
-            let tables = (self.row_table(SideTable::RowScale), self.row_table(SideTable::RowClass));
-            self.row_reader = RowReader::new(self.source.row_stream, tables.0, tables.1)?;
-            return self.start_group();
+            return Ok(());
         }
-        if self.lanes.rans.iter().any(|&x| x != LOWER_BOUND) {
+        if self.place.lanes.rans.iter().any(|&x| x != LOWER_BOUND) {
             return Err(Error::FinalState);
         }
-        self.words.finish()
+        words.finish()
     }
 
-    fn row_table(&self, kind: SideTable) -> Option<usize> {
-        if self.source.entry.side & kind.mask() == 0 { None } else { self.tables.side(kind) }
+    /// The values of all rows, from the words of the row stream.
+    pub(crate) fn row_values(&self, words: &[[u8; 2]], values: &mut [RowValue]) -> Result<(), Error> {
+        if values.len() != self.shape.rows {
+            return Err(Error::Output);
+        }
+        let mut words = Words::new(words);
+        let mut place = RowPlace::default();
+        for value in values {
+            *value = self.row_tables.next(&self.tables, &mut place, &mut words)?;
+        }
+        self.row_tables.finish(&mut place, &words)
+    }
+}
+
+/// Decodes one tile, a [`Chunk`] at a time. All of its state is in this struct.
+#[derive(Debug, Clone)]
+pub struct TileDecoder<'a> {
+    walk: Walk<'a>,
+    words: &'a [[u8; 2]],
+    row_words: &'a [[u8; 2]],
+}
+
+impl<'a> TileDecoder<'a> {
+    pub(crate) fn new(
+        shape: TileShape,
+        tables: Tables<'a>,
+        stream: &'a [u8],
+        row_stream: Option<&'a [u8]>,
+    ) -> Result<Self, Error> {
+        // Streams are multiples of 4 bytes long (§5.2).
+        let words = |bytes: &'a [u8]| bytes.as_chunks::<2>().0;
+        let walk = Walk::new(shape, tables, stream)?;
+        let states = shape.lanes().saturating_mul(4);
+        Ok(Self {
+            walk,
+            words: words(stream.get(states..).ok_or(Error::Geometry)?),
+            row_words: words(row_stream.unwrap_or(&[])),
+        })
+    }
+
+    /// The place of the next chunk.
+    pub fn seek_point(&self) -> SeekPoint {
+        self.walk.place().clone()
+    }
+
+    /// Goes to a place that [`seek_point`](Self::seek_point) gave.
+    pub(crate) fn seek(&mut self, point: &SeekPoint) -> Result<(), Error> {
+        if point.read > self.words.len() || point.rows.read > self.row_words.len() {
+            return Err(Error::Index);
+        }
+        self.walk.seek(point)
+    }
+
+    /// Decodes the next rows into `chunk`. False when the tile had been decoded to its end before.
+    ///
+    /// # Errors
+    /// What is wrong with the tile's stream. Call it no more after an error.
+    pub fn next_chunk(&mut self, chunk: &mut Chunk) -> Result<bool, Error> {
+        let tables = self.walk.tables;
+        let (read, row_read) = self.walk.read();
+        let rows = RowSource::Words(self.row_words.get(row_read..).unwrap_or(&[]));
+        self.walk.next_chunk(&tables, self.words.get(read..).unwrap_or(&[]), rows, chunk)
+    }
+
+    /// As [`next_chunk`](Self::next_chunk), with another engine for the symbols, and with the values of the tile's rows as
+    /// [`row_values`](Self::row_values) gave them, so that the row stream is not decoded again for each group of columns.
+    ///
+    /// # Errors
+    /// As there; [`Error::Index`] if there are fewer values than rows.
+    pub fn next_chunk_by(
+        &mut self,
+        engine: &impl RowEngine,
+        rows: &[RowValue],
+        chunk: &mut Chunk,
+    ) -> Result<bool, Error> {
+        let (read, _) = self.walk.read();
+        let words = self.words.get(read..).unwrap_or(&[]);
+        self.walk.next_chunk(engine, words, RowSource::Values(rows), chunk)
+    }
+
+    /// Decodes the values of the tile's rows, which all tiles of the same band of rows share. `values` must be as long as the tile has rows.
+    ///
+    /// # Errors
+    /// [`Error::Output`] if it is not, or what is wrong with the row stream.
+    pub fn row_values(&self, values: &mut [RowValue]) -> Result<(), Error> {
+        self.walk.row_values(self.row_words, values)
     }
 }
