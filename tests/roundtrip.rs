@@ -8,6 +8,7 @@ use nwc_decode_core::{Checks, Coding, Container, DType, Limits};
 use nwc_encode_host::compress::{Report, Selection, Settings, Target, compress, quantiser};
 use nwc_encode_host::progress::Silent;
 use nwc_encode_host::restore;
+use nwc_encode_host::simd::Level;
 use nwc_encode_host::tensors::{OwnedTensors, TensorSource, all_finite, to_f32};
 use nwc_tests::builder::Rng;
 use nwc_tests::decode::{FLOATS, as_dtype};
@@ -211,8 +212,12 @@ fn check(model: &OwnedTensors, report: &Report, bytes: &[u8]) {
         }
         for (code, dtype) in FLOATS.into_iter().enumerate() {
             let expected = naive.decode(index, Some(code));
-            let host = decoder.decode_as(&tensor, dtype, Checks::All).expect("it decodes");
-            assert!(host == expected, "{} as {dtype}", info.name);
+            for &level in Level::available() {
+                let mut memory = restore::TableMemory::default();
+                let decoder = restore::Decoder::with_level(&container, &mut memory, level).expect("tables");
+                let host = decoder.decode_as(&tensor, dtype, Checks::All).expect("it decodes");
+                assert!(host == expected, "{} as {dtype}, {level:?}", info.name);
+            }
             let core = as_dtype(&container, &tensor, dtype, (6, Checks::All, 0xFF)).expect("it decodes");
             assert!(core == expected, "{} as {dtype}", info.name);
         }

@@ -5,7 +5,7 @@ use core::ops::Range;
 use crate::codec::SideTable;
 use crate::directory::CodedEntry;
 use crate::tile::{Chunk, SeekPoint, TileDecoder, TileShape};
-use crate::{Crc32, DType, Element, Error, Tables, num};
+use crate::{Crc32, DType, Element, Error, RowValue, Tables, num};
 
 const RECORD_BYTES: usize = 8;
 const UNIT: usize = 4;
@@ -156,6 +156,16 @@ impl<'a> CodedTensor<'a> {
         self.batch.saturating_mul(self.rows).saturating_mul(self.columns)
     }
 
+    /// Number of bands of rows: tiles of one band lie side by side and share their rows' values. Tile t is of band t / [`column_blocks`](Self::column_blocks).
+    pub const fn bands(&self) -> usize {
+        self.batch.saturating_mul(self.row_blocks)
+    }
+
+    /// Number of tiles side by side.
+    pub const fn column_blocks(&self) -> usize {
+        self.column_blocks
+    }
+
     /// Number of tiles.
     pub const fn tiles(&self) -> usize {
         self.batch.saturating_mul(self.row_blocks).saturating_mul(self.column_blocks)
@@ -276,6 +286,20 @@ impl<'a> Tile<'a> {
         let columns = self.first_column..self.first_column.saturating_add(self.shape.columns);
         let (out, input) = if self.coded.entry.transposed { (columns, rows) } else { (rows, columns) };
         TileRegion { batch: self.batch, out, input }
+    }
+
+    /// Number of rows as coded, which are the region's columns if the tensor is transposed.
+    pub const fn rows(&self) -> usize {
+        self.shape.rows
+    }
+
+    /// Decodes the values of the tile's rows, without comparing the row stream's checksum: for
+    /// [`TileDecoder::next_chunk_by`].
+    ///
+    /// # Errors
+    /// [`Error::Output`] if there is not one value a row, or what is wrong with the row stream.
+    pub fn row_values(&self, tables: &Tables<'_>, values: &mut [RowValue]) -> Result<(), Error> {
+        crate::tile::row_values(&self.shape, tables, self.row_stream, values)
     }
 
     /// Number of weights.

@@ -162,6 +162,36 @@ impl<'s> Tables<'s> {
         }
     }
 
+    /// The symbols of a weight table as (value, start, frequency), the escape first, whose value is meaningless; nothing if there is no such
+    /// table. For engines that look symbols up in another way.
+    pub fn weight_symbols(
+        &self,
+        class: usize,
+        union: usize,
+    ) -> impl Iterator<Item = (i32, u32, u32)> + use<'s> {
+        let unions = num::index(self.unions());
+        let number = class.saturating_mul(unions).saturating_add(union);
+        let classes = usize::try_from(self.classes).unwrap_or(0);
+        let legal = class < classes && union < unions;
+        let descriptor = if legal { self.descriptors.get(number) } else { None };
+        let [base, first_value] = descriptor.copied().unwrap_or([0, 0]);
+        let next = self.descriptors.get(number.saturating_add(1)).map(|&[base, _]| num::index(base));
+        let end = if legal { next.unwrap_or(self.entries.len()) } else { 0 };
+        let entries = self.entries.get(num::index(base)..end).unwrap_or(&[]);
+        let values = (0i32..).map(move |symbol| first_value.cast_signed().wrapping_add(symbol));
+        values.zip(entries).map(|(value, &entry)| (value, entry & 0xFFFF, entry >> 16))
+    }
+
+    /// Precision: the frequencies of a table sum to 2^precision.
+    pub const fn precision(&self) -> u32 {
+        self.precision
+    }
+
+    /// Number of tables a class: 2 if they are split by the parity of the trellis state, else 1.
+    pub const fn unions(&self) -> u32 {
+        self.union_mask.wrapping_add(1)
+    }
+
     pub(crate) fn side(&self, kind: SideTable) -> Option<usize> {
         let [row_scale, row_class, column_scale, column_class] = self.side;
         match kind {
@@ -172,7 +202,8 @@ impl<'s> Tables<'s> {
         }
     }
 
-    pub(crate) const fn classes(&self) -> i32 {
+    /// Number of spread classes.
+    pub const fn classes(&self) -> i32 {
         self.classes
     }
 
@@ -180,7 +211,8 @@ impl<'s> Tables<'s> {
         self.union_mask
     }
 
-    pub(crate) const fn next_states(&self) -> &'s [u8] {
+    /// Entry 2s + b is the trellis state after state s and bit b; empty for the scalar quantiser.
+    pub const fn next_states(&self) -> &'s [u8] {
         self.next
     }
 }

@@ -339,19 +339,30 @@ impl<'t> Walk<'t> {
         }
         words.finish()
     }
+}
 
-    /// The values of all rows, from the words of the row stream.
-    pub(crate) fn row_values(&self, words: &[[u8; 2]], values: &mut [RowValue]) -> Result<(), Error> {
-        if values.len() != self.shape.rows {
-            return Err(Error::Output);
-        }
-        let mut words = Words::new(words);
-        let mut place = RowPlace::default();
-        for value in values {
-            *value = self.row_tables.next(&self.tables, &mut place, &mut words)?;
-        }
-        self.row_tables.finish(&mut place, &words)
+/// Decodes the values of all rows of a tile (§7).
+pub(crate) fn row_values(
+    shape: &TileShape,
+    tables: &Tables<'_>,
+    row_stream: Option<&[u8]>,
+    values: &mut [RowValue],
+) -> Result<(), Error> {
+    if values.len() != shape.rows {
+        return Err(Error::Output);
     }
+    let row_tables = RowTables::new(&shape.entry, tables)?;
+    let mut words = Words::new(as_words(row_stream.unwrap_or(&[])));
+    let mut place = RowPlace::default();
+    for value in values {
+        *value = row_tables.next(tables, &mut place, &mut words)?;
+    }
+    row_tables.finish(&mut place, &words)
+}
+
+/// The words of bytes; streams are multiples of 4 bytes long (§5.2).
+fn as_words(bytes: &[u8]) -> &[[u8; 2]] {
+    bytes.as_chunks::<2>().0
 }
 
 /// Decodes one tile, a [`Chunk`] at a time. All of its state is in this struct.
@@ -369,14 +380,12 @@ impl<'a> TileDecoder<'a> {
         stream: &'a [u8],
         row_stream: Option<&'a [u8]>,
     ) -> Result<Self, Error> {
-        // Streams are multiples of 4 bytes long (§5.2).
-        let words = |bytes: &'a [u8]| bytes.as_chunks::<2>().0;
         let walk = Walk::new(shape, tables, stream)?;
         let states = shape.lanes().saturating_mul(4);
         Ok(Self {
             walk,
-            words: words(stream.get(states..).ok_or(Error::Geometry)?),
-            row_words: words(row_stream.unwrap_or(&[])),
+            words: as_words(stream.get(states..).ok_or(Error::Geometry)?),
+            row_words: as_words(row_stream.unwrap_or(&[])),
         })
     }
 
@@ -405,7 +414,8 @@ impl<'a> TileDecoder<'a> {
     }
 
     /// As [`next_chunk`](Self::next_chunk), with another engine for the symbols, and with the values of the tile's rows as
-    /// [`row_values`](Self::row_values) gave them, so that the row stream is not decoded again for each group of columns.
+    /// [`Tile::row_values`](crate::Tile::row_values) gave them, so that the row stream is not decoded again for each group of columns. A
+    /// decoder uses either this or the other to its end: their seek points differ.
     ///
     /// # Errors
     /// As there; [`Error::Index`] if there are fewer values than rows.
@@ -418,13 +428,5 @@ impl<'a> TileDecoder<'a> {
         let (read, _) = self.walk.read();
         let words = self.words.get(read..).unwrap_or(&[]);
         self.walk.next_chunk(engine, words, RowSource::Values(rows), chunk)
-    }
-
-    /// Decodes the values of the tile's rows, which all tiles of the same band of rows share. `values` must be as long as the tile has rows.
-    ///
-    /// # Errors
-    /// [`Error::Output`] if it is not, or what is wrong with the row stream.
-    pub fn row_values(&self, values: &mut [RowValue]) -> Result<(), Error> {
-        self.walk.row_values(self.row_words, values)
     }
 }

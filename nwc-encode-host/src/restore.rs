@@ -1,15 +1,17 @@
-//! Decoding containers on the host: tensors to bytes, several tiles at a time.
+//! Decoding containers on the host: tensors to bytes, on all cores, with the processor's vector instructions.
 
 use std::fs::File;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
 use nwc_decode_core::{
-    Checks, CodedTensor, Coding, Container, DType, Element, Limits, Scratch, Tables, Tensor, TileRegion,
+    Checks, Chunk, CodedTensor, Coding, Container, DType, Limits, RowValue, Scratch, Tables, Tensor, Tile,
 };
 use rayon::prelude::*;
 
+use crate::simd::{Level, SimdElement, SimdEngine};
 use crate::{Error, Result};
 
 /// A container file, mapped into memory.
@@ -83,15 +85,30 @@ pub struct TableMemory(Vec<(Vec<u32>, Vec<u8>)>);
 #[derive(Debug)]
 pub struct Decoder<'a> {
     tensors: Vec<Tensor<'a>>,
-    tables: Vec<Tables<'a>>,
+    codecs: Vec<ExpandedCodec<'a>>,
+}
+
+/// A codec's tables, for the plain decoder and for the vector engine.
+#[derive(Debug)]
+pub struct ExpandedCodec<'a> {
+    tables: Tables<'a>,
+    engine: SimdEngine<'a>,
 }
 
 impl<'a> Decoder<'a> {
-    /// Lists the tensors and expands the tables into `memory`.
+    /// Lists the tensors and expands the tables into `memory`, for the best instructions that the processor has.
     ///
     /// # Errors
     /// What is wrong with the container.
     pub fn new(container: &Container<'a>, memory: &'a mut TableMemory) -> Result<Self> {
+        Self::with_level(container, memory, Level::best())
+    }
+
+    /// As [`new`](Self::new), with instructions of the caller's choice. The weights are the same.
+    ///
+    /// # Errors
+    /// What is wrong with the container.
+    pub fn with_level(container: &Container<'a>, memory: &'a mut TableMemory, level: Level) -> Result<Self> {
         let codecs: Vec<_> = (0..container.codec_count())
             .map(|index| container.codec(index))
             .collect::<Result<_, _>>()
@@ -101,13 +118,16 @@ impl<'a> Decoder<'a> {
             .map(|codec| codec.required_scratch(codec.precision()))
             .map(|need| (vec![0; need.words], vec![0; need.bytes]))
             .collect();
-        let tables = codecs
+        let codecs = codecs
             .iter()
             .zip(&mut memory.0)
-            .map(|(codec, (words, bytes))| Tables::expand(codec, codec.precision(), Scratch { words, bytes }))
+            .map(|(codec, (words, bytes))| {
+                let tables = Tables::expand(codec, codec.precision(), Scratch { words, bytes })?;
+                Ok(ExpandedCodec { tables, engine: SimdEngine::new(&tables, level) })
+            })
             .collect::<Result<_, _>>()
             .map_err(damaged)?;
-        Ok(Self { tensors: container.tensors().collect(), tables })
+        Ok(Self { tensors: container.tensors().collect(), codecs })
     }
 
     /// All tensors, in the order of the directory.
@@ -128,15 +148,14 @@ impl<'a> Decoder<'a> {
         target.copied().ok_or_else(|| damaged(nwc_decode_core::Error::Directory))
     }
 
-    /// A coded tensor and the tables that it needs.
+    /// A coded tensor, with what decodes its tiles.
     ///
     /// # Errors
     /// What is wrong with the container.
-    pub fn coded(&self, tensor: &Tensor<'a>) -> Result<(CodedTensor<'a>, &Tables<'a>)> {
+    pub fn coded(&self, tensor: &Tensor<'a>) -> Result<Restorer<'a, '_>> {
         let coded = tensor.coded().map_err(damaged)?;
-        let tables =
-            self.tables.get(coded.codec_index()).ok_or_else(|| damaged(nwc_decode_core::Error::Index))?;
-        Ok((coded, tables))
+        let codec = self.codecs.get(coded.codec_index());
+        Ok(Restorer { coded, codec: codec.ok_or_else(|| damaged(nwc_decode_core::Error::Index))? })
     }
 
     /// Decodes a tensor into the bytes of its own dtype. With [`Checks::All`] every checksum is compared, that of the content too.
@@ -151,7 +170,7 @@ impl<'a> Decoder<'a> {
         } else {
             (self.decode_as(&tensor, tensor.dtype(), checks)?, nwc_decode_core::Error::ContentChecksum)
         };
-        if checks == Checks::All && Some(crc32fast::hash(&bytes)) != tensor.content_crc() {
+        if checks == Checks::All && Some(crc(&bytes)) != tensor.content_crc() {
             return Err(damaged(differs));
         }
         Ok(bytes)
@@ -162,89 +181,188 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// What is wrong with the container.
     pub fn decode_as(&self, tensor: &Tensor<'a>, dtype: DType, checks: Checks) -> Result<Vec<u8>> {
-        match dtype {
-            DType::F32 => self.decode_typed::<f32>(tensor, checks),
-            DType::F16 => self.decode_typed::<f16>(tensor, checks),
-            DType::BF16 => self.decode_typed::<bf16>(tensor, checks),
-            other => Err(Error::input(format!("weights cannot be decoded to {}", other.name()))),
-        }
-    }
-
-    /// Decodes a coded tensor, tiles in parallel.
-    fn decode_typed<T: HostElement>(&self, tensor: &Tensor<'a>, checks: Checks) -> Result<Vec<u8>> {
-        let (coded, tables) = self.coded(tensor)?;
-        let [_, rows, columns] = coded.shape();
-        let size = size_of::<T>();
+        let restorer = self.coded(tensor)?;
         // The file may ask for far more than the machine has: that is an error, not the end of the program.
-        let mut out = zeros::<u8>(tensor.elements() * size)?;
-        // Tiles cover rectangles, whose rows interleave in memory: they are decoded side by side, a few at a time, and copied into place.
-        let at_once = 2 * rayon::current_num_threads();
-        for first in (0..coded.tiles()).step_by(at_once) {
-            let last = (first + at_once).min(coded.tiles());
-            let decoded: Vec<Result<(TileRegion, Vec<T>)>> = (first..last)
-                .into_par_iter()
-                .map(|number| decode_tile(&coded, tables, number, checks))
-                .collect();
-            for result in decoded {
-                let (region, part) = result?;
-                let width = region.input.len();
-                for (row, weights) in region.out.clone().zip(part.chunks_exact(width)) {
-                    let start = ((region.batch * rows + row) * columns + region.input.start) * size;
-                    weights.write_le(&mut out[start..start + width * size]);
-                }
-            }
+        let mut out = zeros(tensor.elements() * dtype.size())?;
+        match dtype {
+            DType::F32 => restorer.decode::<f32>(checks, &mut out),
+            DType::F16 => restorer.decode::<f16>(checks, &mut out),
+            DType::BF16 => restorer.decode::<bf16>(checks, &mut out),
+            other => return Err(Error::input(format!("weights cannot be decoded to {}", other.name()))),
         }
+        .map_err(damaged)?;
         Ok(out)
     }
 }
 
-/// One tile's weights; its streams' checksums are compared by the fastest means.
-fn decode_tile<T: HostElement>(
-    coded: &CodedTensor<'_>,
-    tables: &Tables<'_>,
-    number: usize,
-    checks: Checks,
-) -> Result<(TileRegion, Vec<T>)> {
-    let tile = coded.tile(number).map_err(damaged)?;
-    if checks == Checks::All {
-        let differs = |(stream, crc): (&[u8], u32)| crc32fast::hash(stream) != crc;
-        if differs(tile.stream()) || tile.row_stream().is_some_and(differs) {
-            return Err(damaged(nwc_decode_core::Error::StreamChecksum));
+/// Decodes the tiles of one coded tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct Restorer<'a, 'd> {
+    coded: CodedTensor<'a>,
+    codec: &'d ExpandedCodec<'a>,
+}
+
+impl<'a> Restorer<'a, '_> {
+    /// The tensor.
+    pub fn tensor(&self) -> &CodedTensor<'a> {
+        &self.coded
+    }
+
+    /// The plain decoder's tables.
+    pub fn tables(&self) -> &Tables<'a> {
+        &self.codec.tables
+    }
+
+    /// Decodes all tiles, in parallel, into `out`: row-major in the tensor's own dimensions, little endian.
+    ///
+    /// # Errors
+    /// What is wrong with the streams; of several tiles, the first one's.
+    ///
+    /// # Panics
+    /// If `out` does not have the size of the tensor.
+    pub fn decode<T: HostElement>(
+        &self,
+        checks: Checks,
+        out: &mut [u8],
+    ) -> Result<(), nwc_decode_core::Error> {
+        let coded = &self.coded;
+        assert_eq!(out.len(), coded.elements() * size_of::<T>());
+        let canvas = Canvas::new(out);
+        let bands: Vec<std::sync::OnceLock<Result<Vec<RowValue>, nwc_decode_core::Error>>> =
+            (0..coded.bands()).map(|_| std::sync::OnceLock::new()).collect();
+        let results: Vec<_> = (0..coded.tiles())
+            .into_par_iter()
+            .map(|number| {
+                let tile = coded.tile(number)?;
+                let rows =
+                    bands[number / coded.column_blocks()].get_or_init(|| self.row_values(&tile, checks));
+                self.decode_tile::<T>(&tile, checks, rows.as_ref().map_err(|&error| error)?, &canvas)
+            })
+            .collect();
+        results.into_iter().collect()
+    }
+
+    /// The values of a tile's rows, which the tiles beside it share.
+    fn row_values(&self, tile: &Tile<'a>, checks: Checks) -> Result<Vec<RowValue>, nwc_decode_core::Error> {
+        if checks == Checks::All {
+            tile.row_stream().map_or(Ok(()), check_stream)?;
+        }
+        let mut values = vec![RowValue::default(); tile.rows()];
+        tile.row_values(&self.codec.tables, &mut values)?;
+        Ok(values)
+    }
+
+    fn decode_tile<T: HostElement>(
+        &self,
+        tile: &Tile<'a>,
+        checks: Checks,
+        rows: &[RowValue],
+        canvas: &Canvas<'_>,
+    ) -> Result<(), nwc_decode_core::Error> {
+        if checks == Checks::All {
+            check_stream(tile.stream())?;
+        }
+        let [_, out, input] = self.coded.shape();
+        let region = tile.region();
+        let origin = (region.batch * out + region.out.start) * input + region.input.start;
+        let (row_stride, column_stride) = if self.coded.is_transposed() { (1, input) } else { (input, 1) };
+        let mut decoder = tile.decoder(&self.codec.tables, Checks::SkipChecksums)?;
+        let mut chunk = Chunk::default();
+        let level = self.codec.engine.level();
+        while decoder.next_chunk_by(&self.codec.engine, rows, &mut chunk)? {
+            level.write(&chunk, row_stride, column_stride, |start, weights: &[T]| {
+                // SAFETY: tiles do not overlap (docs/bitstream.md §5.1), and each is decoded by one thread.
+                unsafe { canvas.put(origin + start, weights) };
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Decodes a tile's symbols and does nothing with them: what the entropy stage alone costs.
+    ///
+    /// # Errors
+    /// What is wrong with its streams.
+    pub fn decode_symbols(&self, number: usize) -> Result<(), nwc_decode_core::Error> {
+        let tile = self.coded.tile(number)?;
+        let rows = self.row_values(&tile, Checks::SkipChecksums)?;
+        let mut decoder = tile.decoder(&self.codec.tables, Checks::SkipChecksums)?;
+        let mut chunk = Chunk::default();
+        while decoder.next_chunk_by(&self.codec.engine, &rows, &mut chunk)? {
+            std::hint::black_box(&chunk);
+        }
+        Ok(())
+    }
+}
+
+/// Compares a stream with its CRC-32, by the fastest means.
+fn check_stream((stream, expected): (&[u8], u32)) -> Result<(), nwc_decode_core::Error> {
+    if crc32fast::hash(stream) == expected { Ok(()) } else { Err(nwc_decode_core::Error::StreamChecksum) }
+}
+
+/// The CRC-32 of bytes, on all cores.
+fn crc(bytes: &[u8]) -> u32 {
+    const PART: usize = 1 << 20;
+    let hash = |part: &[u8]| {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(part);
+        hasher
+    };
+    let parts: Vec<_> = bytes.par_chunks(PART).map(hash).collect();
+    let mut whole = crc32fast::Hasher::new();
+    parts.iter().for_each(|part| whole.combine(part));
+    whole.finalize()
+}
+
+/// Memory that several threads write to, each in places of its own.
+struct Canvas<'o> {
+    start: *mut u8,
+    len: usize,
+    borrow: PhantomData<&'o mut [u8]>,
+}
+
+// SAFETY: the memory is borrowed for as long as the canvas is there; who writes to it at once is up to the callers of `put`.
+unsafe impl Sync for Canvas<'_> {}
+
+impl<'o> Canvas<'o> {
+    fn new(out: &'o mut [u8]) -> Self {
+        Self { start: out.as_mut_ptr(), len: out.len(), borrow: PhantomData }
+    }
+
+    /// Writes weights from position `first` on.
+    ///
+    /// # Safety
+    /// Nobody else writes to these positions at the same time.
+    ///
+    /// # Panics
+    /// If they do not all lie inside.
+    unsafe fn put<T: HostElement>(&self, first: usize, weights: &[T]) {
+        let bytes: &[u8] = bytemuck::cast_slice(weights);
+        let at = first * size_of::<T>();
+        assert!(at + bytes.len() <= self.len);
+        // SAFETY: the place lies inside, and is the caller's alone.
+        let place = unsafe { std::slice::from_raw_parts_mut(self.start.add(at), bytes.len()) };
+        place.copy_from_slice(bytes);
+        if cfg!(target_endian = "big") {
+            place.chunks_exact_mut(size_of::<T>()).for_each(<[u8]>::reverse);
         }
     }
-    let mut part = zeros::<T>(tile.elements())?;
-    tile.decode(tables, Checks::SkipChecksums, &mut part).map_err(damaged)?;
-    Ok((tile.region(), part))
 }
 
 /// Memory of a size that a file asks for.
-fn zeros<T: Default + Clone>(len: usize) -> Result<Vec<T>> {
+fn zeros(len: usize) -> Result<Vec<u8>> {
     let mut memory = Vec::new();
     memory.try_reserve_exact(len).map_err(|error| {
-        Error::input(format!("needs {len} elements of memory at once"))
+        Error::input(format!("needs {len} bytes of memory at once"))
             .source(error)
             .remedy("use a machine with more memory, or the decoder tile by tile")
     })?;
-    memory.resize(len, T::default());
+    memory.resize(len, 0);
     Ok(memory)
 }
 
 /// An element type whose slices can be copied as bytes.
-trait HostElement: Element + bytemuck::Pod + Send + Sync {}
+pub trait HostElement: SimdElement + bytemuck::Pod + Send + Sync {}
 impl HostElement for f32 {}
 impl HostElement for f16 {}
 impl HostElement for bf16 {}
-
-trait WriteLe {
-    /// Copies the elements to their little-endian bytes.
-    fn write_le(&self, out: &mut [u8]);
-}
-
-impl<T: HostElement> WriteLe for [T] {
-    fn write_le(&self, out: &mut [u8]) {
-        out.copy_from_slice(bytemuck::cast_slice(self));
-        if cfg!(target_endian = "big") {
-            out.chunks_exact_mut(size_of::<T>()).for_each(<[u8]>::reverse);
-        }
-    }
-}

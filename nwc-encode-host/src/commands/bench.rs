@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use half::f16;
-use nwc_decode_core::{Checks, Chunk, CodedTensor, Coding, Tables};
+use nwc_decode_core::{Checks, Coding};
 use rayon::prelude::*;
 use serde_json::json;
 
@@ -13,7 +13,8 @@ use super::Outcome;
 use super::compress::{CodingArgs, open, scratch_file};
 use crate::compress::{Target, compress};
 use crate::progress::Progress;
-use crate::restore::{ContainerFile, Decoder, TableMemory, damaged};
+use crate::restore::{ContainerFile, Decoder, Restorer, TableMemory, damaged};
+use crate::simd::Level;
 use crate::synthetic::{Source, ideal_ecsq_nmse};
 use crate::tensors::{OwnedTensors, TensorSource, to_f32};
 use crate::{Error, Result};
@@ -55,12 +56,37 @@ pub struct RdArgs {
 pub struct DecodeArgs {
     /// The container
     pub file: PathBuf,
-    /// Threads; 1 measures the plain loop of the core
+    /// Threads
     #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub threads: usize,
+    /// Instructions to use; `best` is what every other command takes
+    #[arg(long, value_enum, default_value_t = Instructions::Best)]
+    pub instructions: Instructions,
     /// Runs; the median counts
     #[arg(long, default_value_t = 11, value_parser = at_least_one)]
     pub runs: usize,
+}
+
+/// Instruction sets by name. One that the processor lacks is replaced by `plain`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Instructions {
+    Best,
+    Plain,
+    Avx2,
+    Avx512,
+}
+
+impl Instructions {
+    fn level(self) -> Level {
+        let wanted = match self {
+            Self::Best => Level::best(),
+            Self::Plain => Level::Plain,
+            Self::Avx2 => Level::Avx2,
+            Self::Avx512 => Level::Avx512,
+        };
+        if Level::available().contains(&wanted) { wanted } else { Level::Plain }
+    }
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -154,14 +180,16 @@ fn decode(args: &DecodeArgs, progress: &dyn Progress) -> Result<Outcome> {
     let container = file.container()?;
     let in_file = |error: nwc_decode_core::Error| damaged(error).file(&args.file);
     let mut memory = TableMemory::default();
-    let decoder = Decoder::new(&container, &mut memory).map_err(|error| error.file(&args.file))?;
-    let prepared: Vec<(CodedTensor<'_>, &Tables<'_>)> = decoder
+    let level = args.instructions.level();
+    let decoder =
+        Decoder::with_level(&container, &mut memory, level).map_err(|error| error.file(&args.file))?;
+    let prepared: Vec<Restorer<'_, '_>> = decoder
         .tensors()
         .iter()
         .filter(|tensor| tensor.coding() == Coding::Coded)
         .map(|tensor| decoder.coded(tensor))
         .collect::<Result<_>>()?;
-    let weights: usize = prepared.iter().map(|(coded, _)| coded.elements()).sum();
+    let weights: usize = prepared.iter().map(|restorer| restorer.tensor().elements()).sum();
     if weights == 0 {
         return Err(Error::input("has no coded tensor")
             .file(&args.file)
@@ -173,12 +201,20 @@ fn decode(args: &DecodeArgs, progress: &dyn Progress) -> Result<Outcome> {
             .remedy("ask for fewer")
     })?;
     progress.begin("measuring", 2 * args.runs as u64);
-    let measure = |whole: bool| -> Result<f64> {
+    // Every tensor has memory of its own, as a program that uses the weights would have: nothing stays in a cache by being overwritten.
+    let mut outputs: Vec<Vec<u8>> =
+        prepared.iter().map(|restorer| vec![0; 2 * restorer.tensor().elements()]).collect();
+    let mut measure = |whole: bool| -> Result<f64> {
         let mut times = Vec::new();
         for _ in 0..args.runs.max(1) {
             progress.check()?;
             let started = Instant::now();
-            pool.install(|| decode_all(&prepared, whole)).map_err(in_file)?;
+            let decoded = if whole {
+                pool.install(|| decode_all(&prepared, &mut outputs))
+            } else {
+                pool.install(|| decode_symbols(&prepared))
+            };
+            decoded.map_err(in_file)?;
             times.push(started.elapsed());
             progress.advance(1);
         }
@@ -192,9 +228,10 @@ fn decode(args: &DecodeArgs, progress: &dyn Progress) -> Result<Outcome> {
         "threads": args.threads,
         "weights": weights,
         "runs": args.runs,
+        "instructions": format!("{level:?}").to_lowercase(),
     });
     let text = format!(
-        "{weights} weights, {} threads: entropy and trellis {:.1} million symbols a second, whole decode to f16 {:.1} million weights a second\n",
+        "{weights} weights, {} threads, {level:?}: entropy and trellis {:.1} million symbols a second, whole decode to f16 {:.1} million weights a second\n",
         args.threads,
         symbols / 1e6,
         whole / 1e6
@@ -202,29 +239,20 @@ fn decode(args: &DecodeArgs, progress: &dyn Progress) -> Result<Outcome> {
     Ok(Outcome::new(json, text))
 }
 
-/// Decodes everything: symbols only, or weights as f16 too. Checksums are not part of it.
-fn decode_all(
-    prepared: &[(CodedTensor<'_>, &Tables<'_>)],
-    whole: bool,
-) -> Result<(), nwc_decode_core::Error> {
+/// Decodes all symbols.
+fn decode_symbols(prepared: &[Restorer<'_, '_>]) -> Result<(), nwc_decode_core::Error> {
     prepared
         .par_iter()
-        .flat_map(|&(coded, tables)| {
-            (0..coded.tiles()).into_par_iter().map(move |number| (coded, tables, number))
+        .flat_map(|restorer| {
+            (0..restorer.tensor().tiles()).into_par_iter().map(move |number| (restorer, number))
         })
-        .try_for_each_init(Vec::new, |out: &mut Vec<f16>, (coded, tables, number)| {
-            let tile = coded.tile(number)?;
-            if whole {
-                out.resize(tile.elements(), f16::ZERO);
-                tile.decode(tables, Checks::SkipChecksums, out)?;
-                std::hint::black_box(out.as_slice());
-            } else {
-                let mut decoder = tile.decoder(tables, Checks::SkipChecksums)?;
-                let mut chunk = Chunk::default();
-                while decoder.next_chunk(&mut chunk)? {
-                    std::hint::black_box(&chunk);
-                }
-            }
-            Ok(())
-        })
+        .try_for_each(|(restorer, number)| restorer.decode_symbols(number))
+}
+
+/// Decodes everything to f16. Checksums are not part of it.
+fn decode_all(prepared: &[Restorer<'_, '_>], outputs: &mut [Vec<u8>]) -> Result<(), nwc_decode_core::Error> {
+    prepared
+        .par_iter()
+        .zip(outputs)
+        .try_for_each(|(restorer, out)| restorer.decode::<f16>(Checks::SkipChecksums, out))
 }
