@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -176,6 +177,37 @@ impl<'a> Decoder<'a> {
         Ok(bytes)
     }
 
+    /// Decodes tensors a few at a time, so that small ones keep all cores busy too, and hands each result to `then`, in order: `decode` says what
+    /// to do with a tensor.
+    ///
+    /// # Errors
+    /// Those of `then`.
+    pub fn in_batches<T: Send>(
+        &self,
+        indices: impl IntoIterator<Item = usize>,
+        decode: impl Fn(&Tensor<'a>) -> T + Sync,
+        mut then: impl FnMut(usize, T) -> Result<()>,
+    ) -> Result<()> {
+        /// Elements that are decoded at once, unless one tensor has more.
+        const BATCH: usize = 8 << 20;
+        let mut indices = indices.into_iter().peekable();
+        while indices.peek().is_some() {
+            let mut batch = Vec::new();
+            let mut elements = 0;
+            while let Some(index) = indices
+                .next_if(|&index| batch.is_empty() || elements + self.tensors[index].elements() <= BATCH)
+            {
+                elements += self.tensors[index].elements();
+                batch.push(index);
+            }
+            let decoded: Vec<T> = batch.par_iter().map(|&index| decode(&self.tensors[index])).collect();
+            for (index, result) in batch.into_iter().zip(decoded) {
+                then(index, result)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Decodes a coded tensor into the bytes of `dtype`, F32, F16 or BF16.
     ///
     /// # Errors
@@ -225,24 +257,63 @@ impl<'a> Restorer<'a, '_> {
         checks: Checks,
         out: &mut [u8],
     ) -> Result<(), nwc_decode_core::Error> {
-        let coded = &self.coded;
-        assert_eq!(out.len(), coded.elements() * size_of::<T>());
+        assert_eq!(out.len(), self.coded.elements() * size_of::<T>());
         let canvas = Canvas::new(out);
-        let bands: Vec<std::sync::OnceLock<Result<Vec<RowValue>, nwc_decode_core::Error>>> =
-            (0..coded.bands()).map(|_| std::sync::OnceLock::new()).collect();
-        let results: Vec<_> = (0..coded.tiles())
-            .into_par_iter()
-            .map(|number| {
-                let tile = coded.tile(number)?;
-                let rows =
-                    bands[number / coded.column_blocks()].get_or_init(|| self.row_values(&tile, checks));
-                self.decode_tile::<T>(&tile, checks, rows.as_ref().map_err(|&error| error)?, &canvas)
+        let [_, rows, columns] = self.coded.shape();
+        let (row_stride, column_stride) =
+            if self.coded.is_transposed() { (1, columns) } else { (columns, 1) };
+        let level = self.codec.engine.level();
+        self.each_chunk(checks, |tile, chunk| {
+            let region = tile.region();
+            let origin = (region.batch * rows + region.out.start) * columns + region.input.start;
+            level.write(chunk, row_stride, column_stride, |start, weights: &[T]| {
+                // SAFETY: tiles do not overlap (docs/bitstream.md §5.1), and each is decoded by one thread.
+                unsafe { canvas.put(origin + start, weights) };
+                Ok(())
             })
-            .collect();
+        })
+    }
+
+    /// Decodes all symbols, in parallel, and does nothing with them: what the entropy stage alone costs.
+    ///
+    /// # Errors
+    /// What is wrong with the streams.
+    pub fn decode_symbols(&self) -> Result<(), nwc_decode_core::Error> {
+        self.each_chunk(Checks::SkipChecksums, |_, chunk| {
+            std::hint::black_box(chunk);
+            Ok(())
+        })
+    }
+
+    /// Decodes all tiles, in parallel, and hands each chunk to `work`.
+    fn each_chunk(
+        &self,
+        checks: Checks,
+        work: impl Fn(&Tile<'a>, &Chunk) -> Result<(), nwc_decode_core::Error> + Sync,
+    ) -> Result<(), nwc_decode_core::Error> {
+        let coded = &self.coded;
+        // Tiles side by side share the values of their rows: whoever comes first decodes them.
+        let bands: Vec<OnceLock<Result<Vec<RowValue>, nwc_decode_core::Error>>> =
+            (0..coded.bands()).map(|_| OnceLock::new()).collect();
+        let decode_tile = |number: usize| {
+            let tile = coded.tile(number)?;
+            let rows = bands[number / coded.column_blocks()].get_or_init(|| self.row_values(&tile, checks));
+            let rows = rows.as_ref().map_err(|&error| error)?;
+            if checks == Checks::All {
+                check_stream(tile.stream())?;
+            }
+            let mut decoder = tile.decoder(&self.codec.tables, Checks::SkipChecksums)?;
+            let mut chunk = Chunk::default();
+            while decoder.next_chunk_by(&self.codec.engine, rows, &mut chunk)? {
+                work(&tile, &chunk)?;
+            }
+            Ok(())
+        };
+        let results: Vec<_> = (0..coded.tiles()).into_par_iter().map(decode_tile).collect();
         results.into_iter().collect()
     }
 
-    /// The values of a tile's rows, which the tiles beside it share.
+    /// The values of a tile's rows.
     fn row_values(&self, tile: &Tile<'a>, checks: Checks) -> Result<Vec<RowValue>, nwc_decode_core::Error> {
         if checks == Checks::All {
             tile.row_stream().map_or(Ok(()), check_stream)?;
@@ -250,48 +321,6 @@ impl<'a> Restorer<'a, '_> {
         let mut values = vec![RowValue::default(); tile.rows()];
         tile.row_values(&self.codec.tables, &mut values)?;
         Ok(values)
-    }
-
-    fn decode_tile<T: HostElement>(
-        &self,
-        tile: &Tile<'a>,
-        checks: Checks,
-        rows: &[RowValue],
-        canvas: &Canvas<'_>,
-    ) -> Result<(), nwc_decode_core::Error> {
-        if checks == Checks::All {
-            check_stream(tile.stream())?;
-        }
-        let [_, out, input] = self.coded.shape();
-        let region = tile.region();
-        let origin = (region.batch * out + region.out.start) * input + region.input.start;
-        let (row_stride, column_stride) = if self.coded.is_transposed() { (1, input) } else { (input, 1) };
-        let mut decoder = tile.decoder(&self.codec.tables, Checks::SkipChecksums)?;
-        let mut chunk = Chunk::default();
-        let level = self.codec.engine.level();
-        while decoder.next_chunk_by(&self.codec.engine, rows, &mut chunk)? {
-            level.write(&chunk, row_stride, column_stride, |start, weights: &[T]| {
-                // SAFETY: tiles do not overlap (docs/bitstream.md §5.1), and each is decoded by one thread.
-                unsafe { canvas.put(origin + start, weights) };
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Decodes a tile's symbols and does nothing with them: what the entropy stage alone costs.
-    ///
-    /// # Errors
-    /// What is wrong with its streams.
-    pub fn decode_symbols(&self, number: usize) -> Result<(), nwc_decode_core::Error> {
-        let tile = self.coded.tile(number)?;
-        let rows = self.row_values(&tile, Checks::SkipChecksums)?;
-        let mut decoder = tile.decoder(&self.codec.tables, Checks::SkipChecksums)?;
-        let mut chunk = Chunk::default();
-        while decoder.next_chunk_by(&self.codec.engine, &rows, &mut chunk)? {
-            std::hint::black_box(&chunk);
-        }
-        Ok(())
     }
 }
 

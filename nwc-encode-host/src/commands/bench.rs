@@ -212,7 +212,7 @@ fn decode(args: &DecodeArgs, progress: &dyn Progress) -> Result<Outcome> {
             let decoded = if whole {
                 pool.install(|| decode_all(&prepared, &mut outputs))
             } else {
-                pool.install(|| decode_symbols(&prepared))
+                pool.install(|| prepared.par_iter().try_for_each(Restorer::decode_symbols))
             };
             decoded.map_err(in_file)?;
             times.push(started.elapsed());
@@ -237,16 +237,6 @@ fn decode(args: &DecodeArgs, progress: &dyn Progress) -> Result<Outcome> {
         whole / 1e6
     );
     Ok(Outcome::new(json, text))
-}
-
-/// Decodes all symbols.
-fn decode_symbols(prepared: &[Restorer<'_, '_>]) -> Result<(), nwc_decode_core::Error> {
-    prepared
-        .par_iter()
-        .flat_map(|restorer| {
-            (0..restorer.tensor().tiles()).into_par_iter().map(move |number| (restorer, number))
-        })
-        .try_for_each(|(restorer, number)| restorer.decode_symbols(number))
 }
 
 /// Decodes everything to f16. Checksums are not part of it.

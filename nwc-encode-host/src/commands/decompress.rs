@@ -110,15 +110,19 @@ pub fn run(args: &DecompressArgs, progress: &dyn Progress) -> Result<Outcome> {
         let borrowed: Vec<(&str, DType, &[usize])> =
             layout.iter().map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.as_slice())).collect();
         writer.begin_file(&part.name, part.metadata.as_ref(), &borrowed)?;
-        for &index in &part.tensors {
-            progress.check()?;
-            let tensor = &tensors[index];
-            let bytes = decode(&decoder, tensor, args.dtype)
-                .map_err(|error| error.tensor(tensor.name().to_string()))
-                .map_err(in_file)?;
-            writer.write_tensor(&bytes)?;
-            progress.advance(tensor.elements() as u64);
-        }
+        decoder.in_batches(
+            part.tensors.iter().copied(),
+            |tensor| decode(&decoder, tensor, args.dtype),
+            |index, bytes| {
+                progress.check()?;
+                let tensor = &tensors[index];
+                let bytes =
+                    bytes.map_err(|error| error.tensor(tensor.name().to_string())).map_err(in_file)?;
+                writer.write_tensor(&bytes)?;
+                progress.advance(tensor.elements() as u64);
+                Ok(())
+            },
+        )?;
         writer.end_file()?;
     }
     progress.check()?;
