@@ -31,7 +31,7 @@ fn encode(c: &mut Criterion) {
     for name in ["scalar", "trellis8", "trellis64"] {
         // At a given step there is one pass and no search for the rate.
         let settings = settings(name, Target::Step(0.13));
-        group.bench_function(format!("{name}/one pass"), |b| {
+        group.bench_function(name, |b| {
             b.iter(|| encode_to(&mut tempfile::tempfile().expect("a file"), &tensors, &settings));
         });
     }

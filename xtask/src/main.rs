@@ -1,5 +1,6 @@
 //! The driver of this repository: people and CI run the same `cargo xtask VERB`.
 
+mod bench;
 mod ci;
 mod deny;
 mod docs;
@@ -57,6 +58,8 @@ enum Verb {
         /// What to measure
         subject: record::Subject,
     },
+    /// Run the benchmarks; the results go to benches/results/bench.json and into the README
+    Bench,
     /// Write the conformance vectors again, after a change of the format
     Vectors {
         /// Only compare them with those that are there
@@ -92,6 +95,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::MakeModel(options) => make_model::run(options),
         Verb::Quickstart => quickstart::run_through(),
         Verb::Record { subject } => record::record(*subject),
+        Verb::Bench => bench::run_all(),
         Verb::Vectors { check } => reference::vectors(*check),
         // `ci` has its own last line, which other programs read; nothing is printed after it.
         Verb::Ci => {

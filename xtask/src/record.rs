@@ -35,8 +35,13 @@ pub(crate) fn record(subject: Subject) -> Result<()> {
         }
         Subject::Speed => ("speed", program.speed()?),
     };
+    write(name, &format!("cargo xtask record {name}"), &results)
+}
+
+/// Writes `benches/results/NAME.json`: what was measured, by which command, of which commit, on which machine.
+pub(crate) fn write(name: &str, command_line: &str, results: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(&json!({
-        "command": format!("cargo xtask record {name}"),
+        "command": command_line,
         "commit": output(&mut command("git", ["rev-parse", "--short", "HEAD"]))?.trim(),
         "machine": machine()?,
         "results": results,

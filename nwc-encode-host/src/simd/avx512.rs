@@ -42,7 +42,7 @@ fn kernel<const HALVES: usize, const PACKED: bool, const STATES: usize>(
     from: usize,
 ) -> (usize, usize) {
     let lanes = rows.lanes.min(MAX_LANES);
-    let active: [__mmask16; HALVES] = std::array::from_fn(|h| ((1u64 << lanes) - 1 >> (WIDTH * h)) as u16);
+    let active: [__mmask16; HALVES] = std::array::from_fn(|h| (((1u64 << lanes) - 1) >> (WIDTH * h)) as u16);
     let shift = _mm_cvtsi32_si128(layout.precision.cast_signed());
     let slot_mask = _mm512_set1_epi32((1 << layout.precision) - 1);
     let union_mask = _mm512_set1_epi32((layout.unions - 1).cast_signed());

@@ -7,8 +7,10 @@
 //! one load; with more bits one load finds the symbol and another its frequency, which keeps 2^14 slots in a level-1 cache.
 
 #[cfg(target_arch = "x86_64")]
+#[allow(clippy::wildcard_imports)] // of intrinsics, dozens of them
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+#[allow(clippy::wildcard_imports)]
 mod avx512;
 
 use nwc_decode_core::{CHUNK_ROWS, Chunk, Element, Error, MAX_LANES, RowEngine, Rows, Tables};
@@ -71,18 +73,15 @@ impl Level {
             }
             return Ok(());
         }
-        for lane in 0..lanes {
+        (0..lanes).try_for_each(|lane| {
             let column: [T; CHUNK_ROWS] = std::array::from_fn(|row| weights[row][lane]);
             let start = first + lane * column_stride;
             if row_stride == 1 {
-                put(start, &column[..rows])?;
-            } else {
-                for (row, weight) in column[..rows].iter().enumerate() {
-                    put(start + row * row_stride, std::slice::from_ref(weight))?;
-                }
+                return put(start, &column[..rows]);
             }
-        }
-        Ok(())
+            let mut places = column[..rows].iter().enumerate();
+            places.try_for_each(|(row, weight)| put(start + row * row_stride, std::slice::from_ref(weight)))
+        })
     }
 }
 
