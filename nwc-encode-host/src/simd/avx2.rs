@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 use nwc_decode_core::{CHUNK_ROWS, Chunk, MAX_LANES, Rows};
 
+use super::trellis::{NONE, REGISTER, TABLE};
 use super::{ESCAPE, Layout, ROW_WORDS};
 
 const WIDTH: usize = 8;
@@ -35,25 +36,25 @@ pub(super) fn decode_rows(
     words: &[[u8; 2]],
     from: usize,
 ) -> (usize, usize) {
-    match (rows.lanes > 2 * WIDTH, layout.packed, layout.states) {
-        (true, true, 1) => kernel::<4, true, 0>(layout, rows, words, from),
-        (true, true, ..=8) => kernel::<4, true, 8>(layout, rows, words, from),
-        (true, true, _) => kernel::<4, true, 256>(layout, rows, words, from),
-        (true, false, 1) => kernel::<4, false, 0>(layout, rows, words, from),
-        (true, false, ..=8) => kernel::<4, false, 8>(layout, rows, words, from),
-        (true, false, _) => kernel::<4, false, 256>(layout, rows, words, from),
-        (false, true, 1) => kernel::<2, true, 0>(layout, rows, words, from),
-        (false, true, ..=8) => kernel::<2, true, 8>(layout, rows, words, from),
-        (false, true, _) => kernel::<2, true, 256>(layout, rows, words, from),
-        (false, false, 1) => kernel::<2, false, 0>(layout, rows, words, from),
-        (false, false, ..=8) => kernel::<2, false, 8>(layout, rows, words, from),
-        (false, false, _) => kernel::<2, false, 256>(layout, rows, words, from),
+    match (rows.lanes > 2 * WIDTH, layout.packed, layout.trellis()) {
+        (true, true, NONE) => kernel::<4, true, NONE>(layout, rows, words, from),
+        (true, true, REGISTER) => kernel::<4, true, REGISTER>(layout, rows, words, from),
+        (true, true, _) => kernel::<4, true, TABLE>(layout, rows, words, from),
+        (true, false, NONE) => kernel::<4, false, NONE>(layout, rows, words, from),
+        (true, false, REGISTER) => kernel::<4, false, REGISTER>(layout, rows, words, from),
+        (true, false, _) => kernel::<4, false, TABLE>(layout, rows, words, from),
+        (false, true, NONE) => kernel::<2, true, NONE>(layout, rows, words, from),
+        (false, true, REGISTER) => kernel::<2, true, REGISTER>(layout, rows, words, from),
+        (false, true, _) => kernel::<2, true, TABLE>(layout, rows, words, from),
+        (false, false, NONE) => kernel::<2, false, NONE>(layout, rows, words, from),
+        (false, false, REGISTER) => kernel::<2, false, REGISTER>(layout, rows, words, from),
+        (false, false, _) => kernel::<2, false, TABLE>(layout, rows, words, from),
     }
 }
 
-/// `PARTS` registers of lanes; `STATES` is 0 for the scalar quantiser, 8 for trellises whose table fits a register, else 256.
+/// `PARTS` registers of lanes; `TRELLIS` is one of [`super::trellis`].
 #[target_feature(enable = "avx2,popcnt,bmi1,bmi2")]
-fn kernel<const PARTS: usize, const PACKED: bool, const STATES: usize>(
+fn kernel<const PARTS: usize, const PACKED: bool, const TRELLIS: u8>(
     layout: &Layout,
     rows: &mut Rows<'_>,
     words: &[[u8; 2]],
@@ -76,7 +77,9 @@ fn kernel<const PARTS: usize, const PACKED: bool, const STATES: usize>(
         _mm256_and_si256(active[p], _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*bytes))))
     });
     let class: [__m256i; PARTS] = std::array::from_fn(|p| load_signed(&rows.class[WIDTH * p..]));
-    let next = if STATES == 8 { next_states(&layout.next) } else { one };
+    let (feedback, input) = layout.register.map_or((0, 0), |register| (register.feedback, register.input));
+    let feedback = _mm256_set1_epi32(feedback.cast_signed());
+    let input = _mm256_set1_epi32(input.cast_signed());
 
     let (mut taken, mut row) = (0, from);
     let mut known = None;
@@ -138,20 +141,20 @@ fn kernel<const PARTS: usize, const PACKED: bool, const STATES: usize>(
             }
         }
         for p in 0..PARTS {
-            let index = if STATES == 0 {
+            let index = if TRELLIS == NONE {
                 value[p]
             } else {
                 let index =
                     _mm256_add_epi32(_mm256_slli_epi32::<1>(value[p]), _mm256_and_si256(state[p], one));
-                let branch =
-                    _mm256_or_si256(_mm256_slli_epi32::<1>(state[p]), _mm256_and_si256(value[p], one));
-                state[p] = if STATES == 8 {
-                    // The upper bytes' indices have bit 7 set, which makes them zero.
-                    _mm256_shuffle_epi8(
-                        next,
-                        _mm256_or_si256(branch, _mm256_set1_epi32(0x8080_8000_u32 as i32)),
-                    )
+                // All ones where the lowest bit is set.
+                let odd = |x: __m256i| _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_and_si256(x, one));
+                state[p] = if TRELLIS == REGISTER {
+                    let back = _mm256_and_si256(odd(state[p]), feedback);
+                    let forth = _mm256_and_si256(odd(value[p]), input);
+                    _mm256_xor_si256(_mm256_srli_epi32::<1>(state[p]), _mm256_xor_si256(back, forth))
                 } else {
+                    let branch =
+                        _mm256_or_si256(_mm256_slli_epi32::<1>(state[p]), _mm256_and_si256(value[p], one));
                     // SAFETY: states are below `states`, so branches are below the length of `next`.
                     unsafe { _mm256_i32gather_epi32::<4>(layout.next.as_ptr().cast(), branch) }
                 };
@@ -174,15 +177,6 @@ fn kernel<const PARTS: usize, const PACKED: bool, const STATES: usize>(
         places.zip(states).for_each(|(place, state)| *place = state as u8);
     }
     (row, taken)
-}
-
-/// The sixteen next states of a trellis of up to eight, as bytes, in both halves of the register.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn next_states(next: &[u32]) -> __m256i {
-    let bytes: [u8; 16] = std::array::from_fn(|branch| next[branch] as u8);
-    // SAFETY: sixteen bytes are there.
-    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
 #[inline]

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 use nwc_decode_core::{CHUNK_ROWS, Chunk, MAX_LANES, Rows};
 
+use super::trellis::{NONE, REGISTER, TABLE};
 use super::{ESCAPE, Layout, ROW_WORDS};
 
 const WIDTH: usize = 16;
@@ -17,25 +18,25 @@ pub(super) fn decode_rows(
     words: &[[u8; 2]],
     from: usize,
 ) -> (usize, usize) {
-    match (rows.lanes > WIDTH, layout.packed, layout.states) {
-        (true, true, 1) => kernel::<2, true, 0>(layout, rows, words, from),
-        (true, true, ..=8) => kernel::<2, true, 8>(layout, rows, words, from),
-        (true, true, _) => kernel::<2, true, 256>(layout, rows, words, from),
-        (true, false, 1) => kernel::<2, false, 0>(layout, rows, words, from),
-        (true, false, ..=8) => kernel::<2, false, 8>(layout, rows, words, from),
-        (true, false, _) => kernel::<2, false, 256>(layout, rows, words, from),
-        (false, true, 1) => kernel::<1, true, 0>(layout, rows, words, from),
-        (false, true, ..=8) => kernel::<1, true, 8>(layout, rows, words, from),
-        (false, true, _) => kernel::<1, true, 256>(layout, rows, words, from),
-        (false, false, 1) => kernel::<1, false, 0>(layout, rows, words, from),
-        (false, false, ..=8) => kernel::<1, false, 8>(layout, rows, words, from),
-        (false, false, _) => kernel::<1, false, 256>(layout, rows, words, from),
+    match (rows.lanes > WIDTH, layout.packed, layout.trellis()) {
+        (true, true, NONE) => kernel::<2, true, NONE>(layout, rows, words, from),
+        (true, true, REGISTER) => kernel::<2, true, REGISTER>(layout, rows, words, from),
+        (true, true, _) => kernel::<2, true, TABLE>(layout, rows, words, from),
+        (true, false, NONE) => kernel::<2, false, NONE>(layout, rows, words, from),
+        (true, false, REGISTER) => kernel::<2, false, REGISTER>(layout, rows, words, from),
+        (true, false, _) => kernel::<2, false, TABLE>(layout, rows, words, from),
+        (false, true, NONE) => kernel::<1, true, NONE>(layout, rows, words, from),
+        (false, true, REGISTER) => kernel::<1, true, REGISTER>(layout, rows, words, from),
+        (false, true, _) => kernel::<1, true, TABLE>(layout, rows, words, from),
+        (false, false, NONE) => kernel::<1, false, NONE>(layout, rows, words, from),
+        (false, false, REGISTER) => kernel::<1, false, REGISTER>(layout, rows, words, from),
+        (false, false, _) => kernel::<1, false, TABLE>(layout, rows, words, from),
     }
 }
 
-/// `HALVES` registers of lanes; `STATES` is 0 for the scalar quantiser, 8 for trellises whose table fits a register, else 256.
+/// `HALVES` registers of lanes; `TRELLIS` is one of [`super::trellis`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt,bmi1,bmi2")]
-fn kernel<const HALVES: usize, const PACKED: bool, const STATES: usize>(
+fn kernel<const HALVES: usize, const PACKED: bool, const TRELLIS: u8>(
     layout: &Layout,
     rows: &mut Rows<'_>,
     words: &[[u8; 2]],
@@ -57,7 +58,9 @@ fn kernel<const HALVES: usize, const PACKED: bool, const STATES: usize>(
         _mm512_maskz_mov_epi32(active[h], states)
     });
     let class: [__m512i; HALVES] = std::array::from_fn(|h| load_signed(&rows.class[WIDTH * h..]));
-    let next = if STATES == 8 { load(&layout.next) } else { one };
+    let (feedback, input) = layout.register.map_or((0, 0), |register| (register.feedback, register.input));
+    let feedback = _mm512_set1_epi32(feedback.cast_signed());
+    let input = _mm512_set1_epi32(input.cast_signed());
 
     let (mut taken, mut row) = (0, from);
     let mut known = None;
@@ -116,16 +119,19 @@ fn kernel<const HALVES: usize, const PACKED: bool, const STATES: usize>(
             }
         }
         for h in 0..HALVES {
-            let index = if STATES == 0 {
+            let index = if TRELLIS == NONE {
                 value[h]
             } else {
                 let index =
                     _mm512_add_epi32(_mm512_slli_epi32::<1>(value[h]), _mm512_and_si512(state[h], one));
-                let branch =
-                    _mm512_or_si512(_mm512_slli_epi32::<1>(state[h]), _mm512_and_si512(value[h], one));
-                state[h] = if STATES == 8 {
-                    _mm512_permutexvar_epi32(branch, next)
+                state[h] = if TRELLIS == REGISTER {
+                    let shifted = _mm512_srli_epi32::<1>(state[h]);
+                    let odd = _mm512_test_epi32_mask(state[h], one);
+                    let back = _mm512_mask_xor_epi32(shifted, odd, shifted, feedback);
+                    _mm512_mask_xor_epi32(back, _mm512_test_epi32_mask(value[h], one), back, input)
                 } else {
+                    let branch =
+                        _mm512_or_si512(_mm512_slli_epi32::<1>(state[h]), _mm512_and_si512(value[h], one));
                     // SAFETY: states are below `states`, so branches are below the length of `next`.
                     unsafe { _mm512_i32gather_epi32::<4>(branch, layout.next.as_ptr().cast()) }
                 };

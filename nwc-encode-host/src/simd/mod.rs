@@ -141,7 +141,7 @@ pub struct SimdEngine<'t> {
 /// A codec's tables, laid out for gathers.
 ///
 /// Invariants that the gathers rely on: `slots` has classes * unions * 2^precision entries if `packed`, else a quarter of that and one more;
-/// `symbols` has classes * unions * [`SYMBOLS`] entries unless `packed`; `next` has 2 * states entries, all below `states`, a power of two.
+/// `symbols` has classes * unions * [`SYMBOLS`] entries unless `packed`; `next` has 2 * states entries, all below `states`.
 #[derive(Debug, Default)]
 struct Layout {
     precision: u32,
@@ -152,13 +152,53 @@ struct Layout {
     slots: Vec<u32>,
     /// `start | frequency << 16` by table and value + 128.
     symbols: Vec<u32>,
-    /// Next trellis states; at least 16 entries, so that those of up to 8 states fill a register. Empty for the scalar quantiser.
+    /// Next trellis states; empty for the scalar quantiser.
     next: Vec<u32>,
+    /// How a trellis can do without that table.
+    register: Option<ShiftRegister>,
     /// Number of trellis states; 1 for the scalar quantiser.
     states: u32,
 }
 
+/// The next state of a systematic feedback code: the state shifted down, combined with one number if its lowest bit is set and with another if
+/// the branch's bit is. All trellises that the encoder uses are of this kind; computing the state is faster than a gather.
+#[derive(Debug, Clone, Copy)]
+struct ShiftRegister {
+    feedback: u32,
+    input: u32,
+}
+
+impl ShiftRegister {
+    /// `None` if the table is not of this kind.
+    fn of(next: &[u32]) -> Option<Self> {
+        let (&input, &feedback) = (next.get(1)?, next.get(2)?);
+        let matches = next.iter().zip(0u32..).all(|(&next, branch)| {
+            let (state, bit) = (branch >> 1, branch & 1);
+            next == (state >> 1) ^ ((state & 1) * feedback) ^ (bit * input)
+        });
+        matches.then_some(Self { feedback, input })
+    }
+}
+
+/// How a kernel finds the next trellis state.
+mod trellis {
+    /// There is no trellis.
+    pub(super) const NONE: u8 = 0;
+    /// By a shift register.
+    pub(super) const REGISTER: u8 = 1;
+    /// In the table.
+    pub(super) const TABLE: u8 = 2;
+}
+
 impl Layout {
+    fn trellis(&self) -> u8 {
+        match self.register {
+            _ if self.next.is_empty() => trellis::NONE,
+            Some(_) => trellis::REGISTER,
+            None => trellis::TABLE,
+        }
+    }
+
     /// `None` if a value of a symbol does not fit a byte.
     fn new(tables: &Tables<'_>) -> Option<Self> {
         let precision = tables.precision();
@@ -192,11 +232,9 @@ impl Layout {
         }
         let next = tables.next_states();
         let states = (next.len() as u32 / 2).max(1);
-        let mut next: Vec<u32> = next.iter().map(|&state| u32::from(state) % states).collect();
-        if !next.is_empty() {
-            next.resize(next.len().max(16), 0);
-        }
-        Some(Self { precision, unions, classes, packed, slots, symbols, next, states })
+        let next: Vec<u32> = next.iter().map(|&state| u32::from(state) % states).collect();
+        let register = ShiftRegister::of(&next);
+        Some(Self { precision, unions, classes, packed, slots, symbols, next, register, states })
     }
 }
 
