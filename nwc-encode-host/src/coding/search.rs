@@ -3,16 +3,17 @@
 //! The cost of a path is the sum of (x - i)^2 + lambda * bits, with weights x and indices i in units of the step. A block is
 //! up to [`LANES`] columns side by side, one a lane; lanes are independent, so they are searched in vectors.
 
-use super::trellis::Trellis;
+use super::lanes::{CONSTANTS, Candidates, Lanes, Portable, WIDTH, subset_at};
+use super::trellis::{Taps, Trellis};
 
 /// Columns of a block.
 pub const LANES: usize = nwc_decode_core::MAX_LANES;
-/// Lanes that are searched together: an AVX2 register of f32.
-const WIDTH: usize = 8;
-/// Largest magnitude of an index that any symbol or escape can express, whatever its parity.
-const MAX_INDEX: f32 = 65_530.0;
+/// Largest magnitude of a weight that is searched for: the indices next to it can be expressed, whatever their parity.
+const MAX_WEIGHT: f32 = 65_530.0;
 /// More than any path costs.
 const UNREACHED: f32 = 1e30;
+/// Rows after which path costs are made small again, so that f32 resolves them.
+const ROWS_TO_SETTLE: usize = 64;
 
 /// How indices are chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,16 +41,21 @@ impl Quantiser {
         }
     }
 
-    /// The symbol's value for an index in a state, and the state after it.
+    /// The symbol's value for an index, and its union: with a trellis an index tells the parity of the state that allowed it.
     #[inline]
-    pub fn symbol(&self, state: u8, index: i32) -> (i32, u8) {
+    pub fn symbol(&self, index: i32) -> (i32, usize) {
         match self {
             Self::Scalar => (index, 0),
-            Self::Trellis(trellis) => {
-                let value = (index - i32::from(state & 1)) >> 1;
-                let branch = usize::from(state) * 2 + (value & 1) as usize;
-                (value, trellis.next()[branch])
-            }
+            Self::Trellis(_) => (index >> 1, (index & 1) as usize),
+        }
+    }
+
+    /// The index of a value in a union: what [`symbol`](Self::symbol) takes apart.
+    #[inline]
+    pub fn index(&self, value: i32, union: usize) -> i32 {
+        match self {
+            Self::Scalar => value,
+            Self::Trellis(_) => 2 * value + union as i32,
         }
     }
 }
@@ -58,15 +64,16 @@ impl Quantiser {
 #[derive(Debug, Clone)]
 pub struct RateModel {
     classes: usize,
-    /// Tables a class that the costs are kept for: 2 for a trellis (equal where the tables are merged), 1 else.
-    unions: usize,
-    lo: i32,
-    width: usize,
-    costs: Vec<f32>,
+    /// Floors of weights that have costs of their own: from a multiple of 4 to one below a multiple of 4.
+    first: i32,
+    last: i32,
+    /// For each class and floor, what the candidates next to it cost. For a trellis: the four indices around, by index mod 4, with the
+    /// constant part of their squared distances. For the scalar quantiser: the floor and the index above it.
+    costs: Vec<Candidates>,
 }
 
 impl RateModel {
-    /// From a function that gives the bits of a value by class and union, for values in `lo..=hi`; values outside cost as those just
+    /// From a function that gives the bits of a value by class and union, for values in `values`; values outside cost as those just
     /// outside do.
     pub fn new(
         quantiser: &Quantiser,
@@ -74,27 +81,47 @@ impl RateModel {
         values: std::ops::RangeInclusive<i32>,
         bits: impl Fn(usize, usize, i32) -> f32,
     ) -> Self {
-        let unions = if matches!(quantiser, Quantiser::Scalar) { 1 } else { 2 };
         let lambda = quantiser.lambda();
-        let (lo, hi) = (values.start() - 1, values.end() + 1);
-        let mut costs = Vec::with_capacity(classes * unions * (hi - lo + 1) as usize);
+        let (lo, hi) = (*values.start() - 1, *values.end() + 1);
+        let first = (quantiser.index(lo, 0) - 2) & !3;
+        let last = (quantiser.index(hi, 1) + 2) | 3;
+        let mut costs = Vec::with_capacity(classes * (last - first + 1) as usize);
         for class in 0..classes {
-            for union in 0..unions {
-                costs.extend((lo..=hi).map(|value| lambda * bits(class, union, value)));
-            }
+            let cost = |index: i32| {
+                let (value, union) = quantiser.symbol(index);
+                lambda * bits(class, union, value.clamp(lo, hi))
+            };
+            // Each index is a candidate of four floors: what it costs is asked once.
+            let by_index: Vec<f32> = (first - 1..=last + 2).map(cost).collect();
+            costs.extend((first..=last).zip(by_index.windows(4)).map(|(floor, around)| {
+                let mut candidates = [0.0; 4];
+                match quantiser {
+                    Quantiser::Scalar => candidates[..2].copy_from_slice(&around[1..3]),
+                    Quantiser::Trellis(_) => (0..4).for_each(|place| {
+                        candidates[subset_at(floor, place)] = CONSTANTS[place] + around[place];
+                    }),
+                }
+                candidates
+            }));
         }
-        Self { classes, unions, lo, width: (hi - lo + 1) as usize, costs }
+        Self { classes, first, last, costs }
     }
 
-    fn row(&self, class: i32, union: usize) -> usize {
-        let class = class.clamp(0, self.classes as i32 - 1) as usize;
-        (class * self.unions + union % self.unions) * self.width
+    /// The indices that have costs of their own, about.
+    pub fn indices(&self) -> std::ops::Range<i32> {
+        self.first..self.last + 1
     }
 
+    /// Place of a class's costs for a floor of 0.
     #[inline(always)]
-    fn cost(&self, row: usize, value: i32) -> f32 {
-        let column = (value - self.lo).clamp(0, self.width as i32 - 1) as usize;
-        self.costs[row + column]
+    fn base(&self, class: i32) -> i32 {
+        class.clamp(0, self.classes as i32 - 1) * (self.last - self.first + 1) - self.first
+    }
+
+    /// What the scalar quantiser's index at or just above a floor costs.
+    #[inline(always)]
+    fn scalar(&self, base: i32, floor: i32) -> &Candidates {
+        &self.costs[(base + floor.clamp(self.first, self.last)) as usize]
     }
 }
 
@@ -111,32 +138,146 @@ pub struct Block<'a> {
     pub lanes: usize,
 }
 
-/// Chooses the indices of a block, `[row][LANES]`, starting from each lane's state and leaving there the state after the last row.
-pub fn search(
-    quantiser: &Quantiser,
-    rate: &RateModel,
-    block: &Block<'_>,
-    states: &mut [u8; LANES],
-    indices: &mut [i32],
-) {
-    let workspace = &mut Vec::new();
-    for first in (0..block.lanes).step_by(WIDTH) {
-        let states: &mut [u8; WIDTH] =
-            (&mut states[first..first + WIDTH]).try_into().expect("WIDTH divides LANES");
-        let group = Group { rate, block, first };
-        match quantiser {
-            Quantiser::Scalar => group.scalar(indices),
-            Quantiser::Trellis(trellis) => {
-                let predecessors = trellis.predecessors();
-                match predecessors.len() {
-                    8 => group.dispatch::<8>(trellis, &predecessors, states, indices, workspace),
-                    16 => group.dispatch::<16>(trellis, &predecessors, states, indices, workspace),
-                    32 => group.dispatch::<32>(trellis, &predecessors, states, indices, workspace),
-                    64 => group.dispatch::<64>(trellis, &predecessors, states, indices, workspace),
-                    128 => group.dispatch::<128>(trellis, &predecessors, states, indices, workspace),
-                    _ => group.dispatch::<256>(trellis, &predecessors, states, indices, workspace),
-                }
+impl Block<'_> {
+    /// The weights of [`WIDTH`] lanes of a row.
+    #[inline(always)]
+    fn weights(&self, row: usize, first: usize) -> &[f32; WIDTH] {
+        self.weights[row * LANES + first..].first_chunk().expect("WIDTH divides LANES")
+    }
+
+    /// Where the costs of [`WIDTH`] lanes begin in a row.
+    #[inline(always)]
+    fn bases(&self, rate: &RateModel, row: usize, first: usize) -> [i32; WIDTH] {
+        let more = self.row_class.get(row).copied().unwrap_or(0);
+        std::array::from_fn(|lane| rate.base(self.column_class[first + lane] + more))
+    }
+}
+
+/// The instructions that a search uses. What it finds does not depend on them.
+#[derive(Debug, Clone, Copy)]
+enum Instructions {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(super::lanes::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(super::lanes::Avx512),
+}
+
+impl Instructions {
+    /// All that this processor has, the fastest last.
+    fn available() -> Vec<Self> {
+        let mut all = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(super::lanes::Avx2::detect().map(Self::Avx2));
+            all.extend(super::lanes::Avx512::detect().map(Self::Avx512));
+        }
+        all
+    }
+}
+
+/// Searches blocks, one after the other in the same memory.
+#[derive(Debug)]
+pub struct Search {
+    instructions: Instructions,
+    /// For each row and state which branch each lane came by, as bits.
+    decisions: Vec<u16>,
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        let instructions = Instructions::available().pop().expect("there are portable ones");
+        Self { instructions, decisions: Vec::new() }
+    }
+}
+
+impl Search {
+    /// Chooses the indices of a block, `[row][LANES]`, starting from each lane's state and leaving there the state after the last row. Lanes
+    /// that are not there get indices without meaning.
+    pub fn run(
+        &mut self,
+        quantiser: &Quantiser,
+        rate: &RateModel,
+        block: &Block<'_>,
+        states: &mut [u8; LANES],
+        indices: &mut [i32],
+    ) {
+        let Quantiser::Trellis(trellis) = quantiser else { return scalar(rate, block, indices) };
+        for first in (0..block.lanes).step_by(WIDTH) {
+            let states = states[first..].first_chunk_mut().expect("WIDTH divides LANES");
+            let group = Group { rate, block, first };
+            match trellis.states() {
+                8 => self.dispatch::<8>(&group, states, indices),
+                16 => self.dispatch::<16>(&group, states, indices),
+                32 => self.dispatch::<32>(&group, states, indices),
+                64 => self.dispatch::<64>(&group, states, indices),
+                128 => self.dispatch::<128>(&group, states, indices),
+                _ => self.dispatch::<256>(&group, states, indices),
             }
+        }
+    }
+
+    fn dispatch<const N: usize>(&mut self, group: &Group<'_>, states: &mut [u8; WIDTH], indices: &mut [i32]) {
+        let words = indices.len() / LANES * N;
+        if self.decisions.len() < words {
+            self.decisions.resize(words, 0);
+        }
+        let decisions = self.decisions[..words].as_chunks_mut::<N>().0;
+        match self.instructions {
+            Instructions::Portable => group.viterbi(Portable, states, indices, decisions),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the value is the proof that the processor has the instructions.
+            Instructions::Avx2(lanes) => unsafe { viterbi_avx2(lanes, group, states, indices, decisions) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the value is the proof that the processor has the instructions.
+            Instructions::Avx512(lanes) => unsafe {
+                viterbi_avx512(lanes, group, states, indices, decisions);
+            },
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn viterbi_avx2<const N: usize>(
+    lanes: super::lanes::Avx2,
+    group: &Group<'_>,
+    states: &mut [u8; WIDTH],
+    indices: &mut [i32],
+    decisions: &mut [[u16; N]],
+) {
+    group.viterbi(lanes, states, indices, decisions);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn viterbi_avx512<const N: usize>(
+    lanes: super::lanes::Avx512,
+    group: &Group<'_>,
+    states: &mut [u8; WIDTH],
+    indices: &mut [i32],
+    decisions: &mut [[u16; N]],
+) {
+    group.viterbi(lanes, states, indices, decisions);
+}
+
+/// Each weight by itself: the index below, the one above, or 0, which is cheapest to code.
+fn scalar(rate: &RateModel, block: &Block<'_>, indices: &mut [i32]) {
+    let mut bases = block.column_class.map(|class| rate.base(class));
+    for (row, out) in indices.chunks_exact_mut(LANES).enumerate() {
+        if let Some(more) = block.row_class.get(row) {
+            bases = block.column_class.map(|class| rate.base(class + more));
+        }
+        let weights = &block.weights[row * LANES..][..block.lanes];
+        for ((out, &x), &base) in out.iter_mut().zip(weights).zip(&bases) {
+            let x = x.clamp(-32_767.0, 32_766.0);
+            let floor = x.floor();
+            let t = x - floor;
+            let [below, above, ..] = *rate.scalar(base, floor as i32);
+            let [zero, ..] = *rate.scalar(base, 0);
+            let (below, above, zero) = (t * t + below, (1.0 - t) * (1.0 - t) + above, x * x + zero);
+            let nearest = floor as i32 + i32::from(above < below);
+            *out = if zero <= below.min(above) { 0 } else { nearest };
         }
     }
 }
@@ -149,165 +290,103 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    fn scalar(&self, indices: &mut [i32]) {
-        let lanes = self.first..(self.first + WIDTH).min(self.block.lanes);
-        for (row, out) in indices.chunks_exact_mut(LANES).enumerate() {
-            for lane in lanes.clone() {
-                let x = self.block.weights[row * LANES + lane].clamp(-32_767.0, 32_767.0);
-                let costs = self.rate.row(self.class(row, lane), 0);
-                let toward_zero = x.trunc() as i32;
-                let away = toward_zero + if x < 0.0 { -1 } else { 1 };
-                let cost = |i: i32| (x - i as f32).powi(2) + self.rate.cost(costs, i);
-                out[lane] = [toward_zero, away, 0]
-                    .into_iter()
-                    .min_by(|&a, &b| cost(a).total_cmp(&cost(b)))
-                    .unwrap_or(0);
-            }
-        }
-    }
-
-    fn class(&self, row: usize, lane: usize) -> i32 {
-        self.block.column_class[lane] + self.block.row_class.get(row).copied().unwrap_or(0)
-    }
-
-    fn dispatch<const N: usize>(
-        &self,
-        trellis: &Trellis,
-        predecessors: &[[(u8, u8); 2]],
-        states: &mut [u8; WIDTH],
-        indices: &mut [i32],
-        workspace: &mut Vec<[u32; WIDTH]>,
-    ) {
-        let predecessors: &[[(u8, u8); 2]; N] = predecessors.try_into().expect("N is the number of states");
-        #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has AVX2. The function computes the same as the portable one: no operation is fused.
-            unsafe { self.viterbi_avx2::<N>(trellis, predecessors, states, indices, workspace) };
-            return;
-        }
-        self.viterbi::<N>(trellis, predecessors, states, indices, workspace);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    fn viterbi_avx2<const N: usize>(
-        &self,
-        trellis: &Trellis,
-        predecessors: &[[(u8, u8); 2]; N],
-        states: &mut [u8; WIDTH],
-        indices: &mut [i32],
-        workspace: &mut Vec<[u32; WIDTH]>,
-    ) {
-        self.viterbi::<N>(trellis, predecessors, states, indices, workspace);
-    }
-
     #[inline(always)]
-    fn viterbi<const N: usize>(
+    fn viterbi<L: Lanes, const N: usize>(
         &self,
-        trellis: &Trellis,
-        predecessors: &[[(u8, u8); 2]; N],
+        lanes: L,
         states: &mut [u8; WIDTH],
         indices: &mut [i32],
-        decisions: &mut Vec<[u32; WIDTH]>,
+        decisions: &mut [[u16; N]],
     ) {
-        let rows = indices.len() / LANES;
-        let words = N.div_ceil(32);
-        decisions.clear();
-        decisions.resize(rows * words, [0; WIDTH]);
-
-        let mut cost = [[UNREACHED; WIDTH]; N];
-        for (lane, &state) in states.iter().enumerate() {
-            cost[usize::from(state)][lane] = 0.0;
+        // No closures on what holds registers, here and below: they would not be compiled for the processor's instructions.
+        let mut costs = [lanes.load(&[UNREACHED; WIDTH]); N];
+        for (state, cost) in costs.iter_mut().enumerate() {
+            let start = |lane: usize| if usize::from(states[lane]) == state { 0.0 } else { UNREACHED };
+            *cost = lanes.load(&std::array::from_fn(start));
         }
-        let mut cost_rows = self.cost_rows(0);
-        for (row, decision) in decisions.chunks_exact_mut(words).enumerate() {
+        let mut after = costs;
+        let (mut costs, mut after) = (&mut costs, &mut after);
+        let mut bases = lanes.load_int(&self.block.bases(self.rate, 0, self.first));
+        for (row, decisions) in decisions.iter_mut().enumerate() {
             if !self.block.row_class.is_empty() {
-                cost_rows = self.cost_rows(row);
+                bases = lanes.load_int(&self.block.bases(self.rate, row, self.first));
             }
-            let metric = self.branch_metrics(&self.weights(row), &cost_rows);
-            let before = cost;
-            for (state, branches) in predecessors.iter().enumerate() {
-                let [(from_a, subset_a), (from_b, subset_b)] = *branches;
-                let (a, cost_a) = (&before[usize::from(from_a)], &metric[usize::from(subset_a)]);
-                let (b, cost_b) = (&before[usize::from(from_b)], &metric[usize::from(subset_b)]);
-                let word = &mut decision[state / 32];
-                for lane in 0..WIDTH {
-                    let (via_a, via_b) = (a[lane] + cost_a[lane], b[lane] + cost_b[lane]);
-                    word[lane] |= u32::from(via_b < via_a) << (state % 32);
-                    cost[state][lane] = if via_b < via_a { via_b } else { via_a };
+            let metrics = lanes.metrics(
+                self.weights(lanes, row),
+                bases,
+                self.rate.first,
+                self.rate.last,
+                &self.rate.costs,
+            );
+            advance(lanes, costs, &metrics, after, decisions);
+            std::mem::swap(&mut costs, &mut after);
+            if row % ROWS_TO_SETTLE == ROWS_TO_SETTLE - 1 {
+                let mut least = costs[0];
+                for &cost in &*costs {
+                    least = lanes.choose(least, cost).0;
+                }
+                for cost in &mut *costs {
+                    *cost = lanes.sub(*cost, least);
                 }
             }
-            if row % 64 == 63 {
-                // Keep the sums small, so that f32 resolves them.
-                for lane in 0..WIDTH {
-                    let least = cost.iter().map(|cost| cost[lane]).fold(f32::MAX, f32::min);
-                    cost.iter_mut().for_each(|cost| cost[lane] -= least);
+        }
+
+        let mut ends = [0; WIDTH];
+        let mut least = [f32::MAX; WIDTH];
+        for (state, &cost) in costs.iter().enumerate() {
+            let cost = lanes.store(cost);
+            for lane in 0..WIDTH {
+                if cost[lane] < least[lane] {
+                    (least[lane], ends[lane]) = (cost[lane], state as i32);
                 }
             }
         }
-
-        for lane in 0..WIDTH.min(self.block.lanes - self.first) {
-            let mut state = (0..N).min_by(|&a, &b| cost[a][lane].total_cmp(&cost[b][lane])).unwrap_or(0);
-            states[lane] = state as u8;
-            for row in (0..rows).rev() {
-                let choice = decisions[row * words + state / 32][lane] >> (state % 32) & 1;
-                let (before, subset) = predecessors[state][choice as usize];
-                let x = self.weights(row)[lane];
-                let index = 4.0 * nearest(x, subset) + f32::from(subset);
-                indices[row * LANES + self.first + lane] = index as i32;
-                debug_assert_eq!(
-                    usize::from(trellis.next()[usize::from(before) * 2 + usize::from(subset >> 1)]),
-                    state
-                );
-                state = usize::from(before);
-            }
+        *states = ends.map(|state| state as u8);
+        let mut current = lanes.load_int(&ends);
+        let Taps { parity, free } = const { Taps::of(N).expect("a trellis has this number of states") };
+        for (row, decisions) in decisions.iter().enumerate().rev() {
+            let (before, subsets) = lanes.back(decisions, current, (parity, free));
+            let out = indices[row * LANES + self.first..].first_chunk_mut().expect("WIDTH divides LANES");
+            lanes.store_int(lanes.index(self.weights(lanes, row), subsets), out);
+            current = before;
         }
     }
 
-    /// The weights of a row.
     #[inline(always)]
-    fn weights(&self, row: usize) -> [f32; WIDTH] {
-        let at = row * LANES + self.first;
-        let weights: &[f32; WIDTH] =
-            self.block.weights[at..at + WIDTH].try_into().expect("WIDTH divides LANES");
-        weights.map(|x| x.clamp(-MAX_INDEX, MAX_INDEX))
-    }
-
-    /// Where the costs of each lane's tables begin, by union.
-    #[inline(always)]
-    fn cost_rows(&self, row: usize) -> [[usize; WIDTH]; 2] {
-        [0, 1]
-            .map(|union| std::array::from_fn(|lane| self.rate.row(self.class(row, self.first + lane), union)))
-    }
-
-    /// For each subset, the cost of its index next to each weight.
-    #[inline(always)]
-    fn branch_metrics(&self, x: &[f32; WIDTH], cost_rows: &[[usize; WIDTH]; 2]) -> [[f32; WIDTH]; 4] {
-        let mut metric = [[0.0; WIDTH]; 4];
-        for subset in 0..4u8 {
-            let mut quarter = [0i32; WIDTH];
-            for lane in 0..WIDTH {
-                let q = nearest(x[lane], subset);
-                let distance = x[lane] - (4.0 * q + f32::from(subset));
-                metric[usize::from(subset)][lane] = distance * distance;
-                quarter[lane] = q as i32;
-            }
-            for lane in 0..WIDTH {
-                let value = 2 * quarter[lane] + i32::from(subset >> 1);
-                metric[usize::from(subset)][lane] +=
-                    self.rate.cost(cost_rows[usize::from(subset & 1)][lane], value);
-            }
-        }
-        metric
+    fn weights<L: Lanes>(&self, lanes: L, row: usize) -> L::Float {
+        lanes.limit(lanes.load(self.block.weights(row, self.first)), MAX_WEIGHT)
     }
 }
 
-/// The q for which index 4q + subset is nearest to x.
+/// Costs of the best paths into each state one row on, and by which branch they came: that of the index's second bit.
+///
+/// States 2a + p and 2b + p, with b = a ^ free, lead to the same two states, a ^ (p * parity) and the same ^ free: a butterfly.
 #[inline(always)]
-fn nearest(x: f32, subset: u8) -> f32 {
-    // Adding and taking away 1.5 * 2^23 rounds to an integer without a call; the magnitude is at most 2^16 here.
-    const ROUND: f32 = 12_582_912.0;
-    ((x - f32::from(subset)) * 0.25 + ROUND) - ROUND
+fn advance<L: Lanes, const N: usize>(
+    lanes: L,
+    costs: &[L::Float; N],
+    metrics: &[L::Float; 4],
+    after: &mut [L::Float; N],
+    decisions: &mut [u16; N],
+) {
+    let Taps { parity, free } = const { Taps::of(N).expect("a trellis has this number of states") };
+    let (parity, free) = (usize::from(parity), usize::from(free));
+    // One of each pair is the one without the highest bit of `free`.
+    let low = (1 << free.ilog2()) - 1;
+    for p in 0..2 {
+        for pair in 0..N / 4 {
+            let a = (pair & low) | (pair & !low) << 1;
+            let from_a = costs[(2 * a + p) % N];
+            let from_b = costs[(2 * (a ^ free) + p) % N];
+            let to = (a ^ (p * parity)) % N;
+            let (straight, crossed) = (metrics[p], metrics[p + 2]);
+            (after[to], decisions[to]) =
+                lanes.choose(lanes.add(from_a, straight), lanes.add(from_b, crossed));
+            let to = (to ^ free) % N;
+            (after[to], decisions[to]) =
+                lanes.choose(lanes.add(from_b, straight), lanes.add(from_a, crossed));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -317,37 +396,48 @@ mod tests {
 
     use super::*;
 
-    fn rate(quantiser: &Quantiser) -> RateModel {
-        RateModel::new(quantiser, 3, -20..=20, |class, union, value| {
-            1.0 + (value.abs() as f32) * (0.5 + class as f32 * 0.25) + union as f32 * 0.1
-        })
+    const STATES: [usize; 6] = [8, 16, 32, 64, 128, 256];
+
+    fn trellis(states: usize) -> (Trellis, Quantiser) {
+        let trellis = Trellis::with_states(states).unwrap();
+        (trellis.clone(), Quantiser::Trellis(trellis))
     }
 
-    fn cost_of(quantiser: &Quantiser, rate: &RateModel, weights: &[f32], class: i32, indices: &[i32]) -> f64 {
-        let mut state = 0;
-        let mut total = 0.0;
-        for (&x, &index) in weights.iter().zip(indices) {
-            let (value, next) = quantiser.symbol(state, index);
-            let row = rate.row(class, usize::from(state & 1));
-            total += f64::from((x - index as f32).powi(2)) + f64::from(rate.cost(row, value));
-            state = next;
-        }
-        total
+    fn bits(class: usize, union: usize, value: i32) -> f32 {
+        1.0 + value.abs() as f32 * (0.5 + class as f32 * 0.25) + union as f32 * 0.1
+    }
+
+    fn rate(quantiser: &Quantiser) -> RateModel {
+        RateModel::new(quantiser, 3, -20..=20, bits)
+    }
+
+    fn cost_of(quantiser: &Quantiser, weights: &[f32], class: usize, indices: &[i32]) -> f64 {
+        let cost = |(&x, &index): (&f32, &i32)| {
+            let (value, union) = quantiser.symbol(index);
+            f64::from((x - index as f32).powi(2)) + f64::from(quantiser.lambda() * bits(class, union, value))
+        };
+        weights.iter().zip(indices).map(cost).sum()
+    }
+
+    /// The state after an index, which the state must allow.
+    fn step(trellis: &Trellis, state: u8, index: i32) -> u8 {
+        assert_eq!(index & 1, i32::from(state & 1), "an index of the state's parity");
+        trellis.next()[usize::from(state) * 2 + (index >> 1 & 1) as usize]
     }
 
     /// Every path of nearest indices, tried one by one.
-    fn exhaustive(quantiser: &Quantiser, rate: &RateModel, weights: &[f32], class: i32) -> f64 {
+    fn exhaustive(trellis: &Trellis, quantiser: &Quantiser, weights: &[f32], class: usize) -> f64 {
         (0..1u32 << weights.len())
             .map(|choice| {
                 let mut state = 0;
                 let mut indices = Vec::new();
                 for (place, &x) in weights.iter().enumerate() {
-                    let subset = (state & 1) + 2 * (choice >> place & 1) as u8;
-                    let index = (4.0 * nearest(x, subset)) as i32 + i32::from(subset);
+                    let subset = f32::from(state & 1) + 2.0 * (choice >> place & 1) as f32;
+                    let index = (4.0 * ((x - subset) / 4.0).round() + subset) as i32;
                     indices.push(index);
-                    state = quantiser.symbol(state, index).1;
+                    state = step(trellis, state, index);
                 }
-                cost_of(quantiser, rate, weights, class, &indices)
+                cost_of(quantiser, weights, class, &indices)
             })
             .fold(f64::MAX, f64::min)
     }
@@ -355,43 +445,103 @@ mod tests {
     #[test]
     fn the_search_finds_the_cheapest_path() {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
-        for states in [8, 16, 64] {
-            let quantiser = Quantiser::Trellis(Trellis::with_states(states).unwrap());
+        for states in STATES {
+            let (trellis, quantiser) = trellis(states);
             let rate = rate(&quantiser);
             let rows = 10;
             let weights: Vec<f32> = (0..rows * LANES).map(|_| rng.random_range(-9.0..9.0)).collect();
             let column_class = std::array::from_fn(|lane| lane as i32 % 4 - 1);
-            let block = Block { weights: &weights, column_class: &column_class, row_class: &[], lanes: 11 };
+            let block = Block { weights: &weights, column_class: &column_class, row_class: &[], lanes: 20 };
             let mut indices = vec![0; rows * LANES];
             let mut ends = [0; LANES];
-            search(&quantiser, &rate, &block, &mut ends, &mut indices);
+            Search::default().run(&quantiser, &rate, &block, &mut ends, &mut indices);
             for lane in 0..block.lanes {
-                let column = |all: &[f32]| (0..rows).map(|row| all[row * LANES + lane]).collect::<Vec<_>>();
-                let chosen: Vec<i32> = (0..rows).map(|row| indices[row * LANES + lane]).collect();
-                let found = cost_of(&quantiser, &rate, &column(&weights), column_class[lane], &chosen);
-                let best = exhaustive(&quantiser, &rate, &column(&weights), column_class[lane]);
+                let column: Vec<f32> = weights.iter().skip(lane).step_by(LANES).copied().collect();
+                let chosen: Vec<i32> = indices.iter().skip(lane).step_by(LANES).copied().collect();
+                let class = column_class[lane].clamp(0, 2) as usize;
+                let found = cost_of(&quantiser, &column, class, &chosen);
+                let best = exhaustive(&trellis, &quantiser, &column, class);
                 assert!((found - best).abs() < 1e-3, "{states} states, lane {lane}: {found}, not {best}");
-                let end = chosen.iter().fold(0, |state, &index| quantiser.symbol(state, index).1);
+                let end = chosen.iter().fold(0, |state, &index| step(&trellis, state, index));
                 assert_eq!(end, ends[lane]);
             }
         }
     }
 
     #[test]
+    fn every_processor_finds_the_same() {
+        let mut rng = ChaCha8Rng::seed_from_u64(8);
+        for (states, lanes, rows) in STATES
+            .into_iter()
+            .zip([1, 16, 17, 32, 31, 5])
+            .zip([70, 1, 130, 64, 257, 99])
+            .map(|((states, lanes), rows)| (states, lanes, rows))
+        {
+            let (trellis, quantiser) = trellis(states);
+            let rate = rate(&quantiser);
+            // Ties, outliers and indices outside the table too.
+            let weights: Vec<f32> = (0..rows * LANES)
+                .map(|_| match rng.random_range(0..10) {
+                    0 => rng.random_range(-8..8) as f32 / 2.0,
+                    1 => rng.random_range(-1e6..1e6),
+                    2 => 1e38,
+                    _ => rng.random_range(-20.0..20.0),
+                })
+                .collect();
+            let row_class: Vec<i32> = (0..rows).map(|_| rng.random_range(-2..3)).collect();
+            let column_class = std::array::from_fn(|lane| lane as i32 % 4 - 1);
+            for row_class in [&row_class[..], &[]] {
+                let block = Block { weights: &weights, column_class: &column_class, row_class, lanes };
+                let starts = std::array::from_fn(|lane| (lane * 7 % states) as u8);
+                let found = Instructions::available().into_iter().map(|instructions| {
+                    let mut search = Search { instructions, decisions: Vec::new() };
+                    let (mut ends, mut indices) = (starts, vec![0; rows * LANES]);
+                    search.run(&quantiser, &rate, &block, &mut ends, &mut indices);
+                    let there = |row: &[i32]| row[..lanes].to_vec();
+                    (ends[..lanes].to_vec(), indices.chunks(LANES).flat_map(there).collect::<Vec<_>>())
+                });
+                let found: Vec<_> = found.collect();
+                for other in &found[1..] {
+                    assert!(*other == found[0], "{states} states");
+                }
+                for lane in 0..lanes {
+                    let chosen = found[0].1.iter().skip(lane).step_by(lanes);
+                    let end = chosen.fold(starts[lane], |state, &index| step(&trellis, state, index));
+                    assert_eq!(end, found[0].0[lane]);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn outliers_saturate_and_keep_their_parity() {
-        let quantiser = Quantiser::Trellis(Trellis::with_states(8).unwrap());
+        let (trellis, quantiser) = trellis(8);
         let mut weights = vec![0.0; 4 * LANES];
         (weights[0], weights[LANES]) = (1e30, -1e30);
         let block = Block { weights: &weights, column_class: &[0; LANES], row_class: &[], lanes: 1 };
         let mut indices = vec![0; 4 * LANES];
-        search(&quantiser, &rate(&quantiser), &block, &mut [0; LANES], &mut indices);
+        Search::default().run(&quantiser, &rate(&quantiser), &block, &mut [0; LANES], &mut indices);
         let mut state = 0;
         for row in 0..4 {
-            let (value, next) = quantiser.symbol(state, indices[row * LANES]);
-            assert_eq!(2 * value + i32::from(state & 1), indices[row * LANES]);
+            let (value, _) = quantiser.symbol(indices[row * LANES]);
             assert!(i16::try_from(value).is_ok());
-            state = next;
+            state = step(&trellis, state, indices[row * LANES]);
         }
         assert!(indices[0] > 65_000 && indices[LANES] < -65_000);
+    }
+
+    #[test]
+    fn the_scalar_quantiser_takes_the_cheapest_of_the_nearest_and_zero() {
+        let quantiser = Quantiser::Scalar;
+        let rate = rate(&quantiser);
+        let weights: Vec<f32> = (0..8 * LANES).map(|i| (i as f32 - 128.0) / 5.0).collect();
+        let block = Block { weights: &weights, column_class: &[1; LANES], row_class: &[], lanes: LANES };
+        let mut indices = vec![0; weights.len()];
+        Search::default().run(&quantiser, &rate, &block, &mut [0; LANES], &mut indices);
+        for (&x, &index) in weights.iter().zip(&indices) {
+            let cost = |index: f32| cost_of(&quantiser, &[x], 1, &[index as i32]);
+            let best = [x.floor(), x.ceil(), 0.0].map(cost).into_iter().fold(f64::MAX, f64::min);
+            assert!((cost(index as f32) - best).abs() < 1e-4, "{x}: {index}");
+        }
     }
 }

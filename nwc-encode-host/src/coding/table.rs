@@ -1,8 +1,11 @@
 //! Probability tables: fitting them to counts, storing them, and what they make a symbol cost (docs/bitstream.md §4).
 
+use std::ops::Range;
+
 use nwc_decode_core::{MAX_LEVEL, frequencies};
 
 use super::rans::Slot;
+use super::search::Quantiser;
 
 /// Symbols of a table, the escape included.
 const MAX_SYMBOLS: usize = 256;
@@ -41,12 +44,17 @@ impl Counts {
         (self.lo, self.counts) = (lo, counts);
     }
 
-    /// Adds another count.
-    pub fn merge(&mut self, other: &Self) {
-        for (value, count) in other.iter() {
+    /// Counts some occurrences of a value.
+    pub fn add_many(&mut self, value: i32, count: u64) {
+        if count > 0 {
             self.add(value);
             self.counts[(value - self.lo) as usize] += count - 1;
         }
+    }
+
+    /// Adds another count.
+    pub fn merge(&mut self, other: &Self) {
+        other.iter().for_each(|(value, count)| self.add_many(value, count));
     }
 
     /// The values that occurred, in ascending order, with their counts.
@@ -67,6 +75,67 @@ impl Counts {
     pub fn entropy(&self) -> f64 {
         let total = self.total() as f64;
         self.iter().map(|(_, count)| -(count as f64 / total) * (count as f64 / total).log2()).sum()
+    }
+}
+
+/// Counts of indices by class: fast for those of a range that is given beforehand, as good as all.
+#[derive(Debug, Clone)]
+pub struct Tally {
+    range: Range<i32>,
+    /// `[class][index - range.start]`.
+    within: Vec<u64>,
+    /// `[class]`, indices outside the range.
+    beyond: Vec<Counts>,
+}
+
+impl Tally {
+    /// Of so many classes, with this range of indices.
+    pub fn new(classes: usize, range: Range<i32>) -> Self {
+        Self { within: vec![0; classes * range.len()], range, beyond: vec![Counts::default(); classes] }
+    }
+
+    /// Counts an index; says where among all places of all classes, `None` outside the range.
+    #[inline(always)]
+    pub fn add(&mut self, class: usize, index: i32) -> Option<usize> {
+        let off = index.wrapping_sub(self.range.start).cast_unsigned() as usize;
+        if off < self.range.len() {
+            let place = class * self.range.len() + off;
+            self.within[place] += 1;
+            return Some(place);
+        }
+        self.add_beyond(class, index);
+        None
+    }
+
+    #[cold]
+    fn add_beyond(&mut self, class: usize, index: i32) {
+        self.beyond[class].add(index);
+    }
+
+    /// Class and index of each place of the range.
+    pub fn places(&self) -> impl Iterator<Item = (usize, i32)> + '_ {
+        (0..self.beyond.len()).flat_map(|class| self.range.clone().map(move |index| (class, index)))
+    }
+
+    /// Adds another of the same classes and range.
+    pub fn merge(&mut self, other: &Self) {
+        self.within.iter_mut().zip(&other.within).for_each(|(to, from)| *to += from);
+        self.beyond.iter_mut().zip(&other.beyond).for_each(|(to, from)| to.merge(from));
+    }
+
+    /// The symbols' values by class * 2 + union.
+    pub fn by_union(&self, quantiser: &Quantiser) -> Vec<Counts> {
+        let mut all = vec![Counts::default(); self.beyond.len() * 2];
+        for (class, (within, beyond)) in
+            self.within.chunks_exact(self.range.len().max(1)).zip(&self.beyond).enumerate()
+        {
+            let within = self.range.clone().zip(within.iter().copied());
+            for (index, count) in within.chain(beyond.iter()) {
+                let (value, union) = quantiser.symbol(index);
+                all[class * 2 + union].add_many(value, count);
+            }
+        }
+        all
     }
 }
 
@@ -172,26 +241,22 @@ impl Table {
         Self { lo, has_escape, precision, rice, levels, slots }
     }
 
-    /// The slot of a value; `None` if it needs the escape.
-    #[inline]
-    pub fn slot(&self, value: i32) -> Option<Slot> {
-        let symbol = i64::from(value) - i64::from(self.lo) + i64::from(self.has_escape);
-        if symbol < i64::from(self.has_escape) {
-            return None;
-        }
-        self.slots.get(symbol as usize).copied()
+    /// Slots of all symbols; in a weight table the first is the escape.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
     }
 
-    /// The slot of the escape.
-    pub fn escape(&self) -> Slot {
-        debug_assert!(self.has_escape);
-        self.slots[0]
+    /// Which symbol stands for a value; `None` if it needs the escape.
+    pub fn symbol(&self, value: i32) -> Option<usize> {
+        let symbol = i64::from(value) - i64::from(self.lo) + i64::from(self.has_escape);
+        let known = symbol >= i64::from(self.has_escape) && symbol < self.slots.len() as i64;
+        known.then_some(symbol as usize)
     }
 
     /// What a value costs, in bits.
     pub fn bits(&self, value: i32) -> f32 {
-        let cost = |slot: Slot| self.precision as f32 - f32::from(slot.frequency).log2();
-        self.slot(value).map_or_else(|| cost(self.escape()) + ESCAPE_BITS, cost)
+        let cost = |symbol: usize| self.precision as f32 - f32::from(self.slots[symbol].frequency).log2();
+        self.symbol(value).map_or_else(|| cost(0) + ESCAPE_BITS, cost)
     }
 
     /// The values that the table has symbols for.
@@ -315,13 +380,14 @@ mod tests {
         let mut counts = gaussian_counts(40.0, 1e6);
         counts.add(30_000);
         let table = Table::fit_weights(&counts, 12, 1.0);
-        assert!(table.slot(30_000).is_none() && table.slot(-30_000).is_none());
+        assert!(table.symbol(30_000).is_none() && table.symbol(-30_000).is_none());
         assert!(table.bits(30_000) > 16.0);
         assert!(
-            table.slot(*table.values().start()).is_some() && table.slot(table.values().start() - 1).is_none()
+            table.symbol(*table.values().start()).is_some()
+                && table.symbol(table.values().start() - 1).is_none()
         );
         assert!(
-            table.slot(*table.values().end()).is_some() && table.slot(table.values().end() + 1).is_none()
+            table.symbol(*table.values().end()).is_some() && table.symbol(table.values().end() + 1).is_none()
         );
     }
 

@@ -21,14 +21,37 @@ const POLYNOMIALS: [(usize, u32, u32); 6] = [
     (256, 0o515, 0o362),
 ];
 
+/// What leads from state to state. The observer form of the encoder: the state's lowest bit is the parity (z0) that the next index must have,
+/// the index's second bit (z1) is free, and the state shifts down while both feed into it where their polynomials have a one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taps {
+    /// Bits that flip in the next state if the parity is odd.
+    pub parity: u8,
+    /// Bits that flip if the free bit is set.
+    pub free: u8,
+}
+
+impl Taps {
+    /// Those of the trellis with this number of states; `None` if there is none.
+    pub const fn of(states: usize) -> Option<Self> {
+        let mut place = 0;
+        while place < POLYNOMIALS.len() {
+            let (n, h0, h1) = POLYNOMIALS[place];
+            if n == states {
+                return Some(Self { parity: (h0 >> 1) as u8, free: (h1 >> 1) as u8 });
+            }
+            place += 1;
+        }
+        None
+    }
+}
+
 impl Trellis {
     /// The trellis with this number of states; `None` if there is none.
     pub fn with_states(states: usize) -> Option<Self> {
-        let &(_, h0, h1) = POLYNOMIALS.iter().find(|(n, ..)| *n == states)?;
-        // The observer form of the encoder: the state's lowest bit is the parity (z0) that the next index must have, the index's
-        // second bit (z1) is free, and the state shifts down while both feed into it where their polynomials have a one.
-        let step = |state: u32, bit: u32| (state >> 1) ^ ((state & 1) * (h0 >> 1)) ^ (bit * (h1 >> 1));
-        let next = (0..states as u32).flat_map(|state| [0, 1].map(|bit| step(state, bit) as u8)).collect();
+        let Taps { parity, free } = Taps::of(states)?;
+        let step = |state: usize, bit: u8| (state >> 1) as u8 ^ ((state & 1) as u8 * parity) ^ (bit * free);
+        let next = (0..states).flat_map(|state| [0, 1].map(|bit| step(state, bit))).collect();
         Some(Self { next })
     }
 
@@ -40,16 +63,6 @@ impl Trellis {
     /// The table of next states.
     pub fn next(&self) -> &[u8] {
         &self.next
-    }
-
-    /// The two branches that lead into each state, as (state before, subset of the index).
-    pub fn predecessors(&self) -> Vec<[(u8, u8); 2]> {
-        let mut into = vec![Vec::with_capacity(2); self.states()];
-        for (branch, &state) in self.next.iter().enumerate() {
-            let (before, bit) = (branch / 2, branch % 2);
-            into[usize::from(state)].push((before as u8, (before % 2 + 2 * bit) as u8));
-        }
-        into.into_iter().map(|branches| [branches[0], branches[1]]).collect()
     }
 }
 
@@ -106,7 +119,9 @@ mod tests {
         for (states, ..) in POLYNOMIALS {
             let trellis = Trellis::with_states(states).unwrap();
             assert_eq!(trellis.states(), states);
-            assert_eq!(trellis.predecessors().len(), states);
+            let into =
+                |state: usize| trellis.next().iter().filter(|&&next| usize::from(next) == state).count();
+            assert!((0..states).all(|state| into(state) == 2));
             assert!(trellis.next().chunks(2).all(|pair| pair[0] != pair[1]));
         }
     }

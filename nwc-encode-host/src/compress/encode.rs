@@ -1,11 +1,11 @@
 //! From a tensor and its plan to streams: filling blocks with weights in units of their step, searching, entropy coding.
 
-use nwc_decode_core::{SCALE_CODE_MAX, SCALE_CODE_MIN, scale};
+use nwc_decode_core::scale;
 
 use super::plan::TensorPlan;
-use crate::coding::rans::StreamWriter;
-use crate::coding::search::{Block, LANES, Quantiser, RateModel, search};
-use crate::coding::table::{BitWriter, Counts, Table};
+use crate::coding::rans::{StreamWriter, Symbol};
+use crate::coding::search::{Block, LANES, Quantiser, RateModel, Search};
+use crate::coding::table::{BitWriter, Table, Tally};
 use crate::coding::trellis::Trellis;
 
 /// A codec as it goes into a container: quantiser, tables of all classes, side tables.
@@ -49,12 +49,168 @@ impl Codec {
         bytes
     }
 
-    fn class(&self, class: i32) -> usize {
-        class.clamp(0, self.classes as i32 - 1) as usize
+    /// The classes that there are next to those of some columns in a row that adds `more`.
+    fn clamp(&self, column_class: &[i32; LANES], more: i32) -> [usize; LANES] {
+        column_class.map(|class| (class + more).clamp(0, self.classes as i32 - 1) as usize)
     }
 
-    fn weight_table(&self, class: usize, state: u8) -> &Table {
-        &self.weights[class * self.unions + usize::from(state) % self.unions]
+    /// An empty tally of the indices that the weight tables have symbols for.
+    pub fn tally(&self) -> Tally {
+        let lo = self.weights.iter().map(|table| *table.values().start()).min().unwrap_or(0);
+        let hi = self.weights.iter().map(|table| *table.values().end()).max().unwrap_or(0);
+        Tally::new(self.classes, self.quantiser.index(lo, 0)..self.quantiser.index(hi, 1) + 1)
+    }
+}
+
+/// A codec ready to encode with: its symbols numbered through.
+#[derive(Debug)]
+pub struct Encoder<'a> {
+    codec: &'a Codec,
+    rate: &'a RateModel,
+    symbols: Vec<Symbol>,
+    /// Number of the first symbol of each weight table, which is its escape.
+    escapes: Vec<u16>,
+    /// Number of the first symbol of each side table.
+    side: [u16; 4],
+    /// By place in a tally of the codec: the symbol's number, [`ESCAPED`] in addition if it is an escape.
+    numbers: Vec<u16>,
+    empty: Tally,
+}
+
+const ESCAPED: u16 = 1 << 15;
+
+impl<'a> Encoder<'a> {
+    /// From a codec, and what the search takes its symbols to cost.
+    pub fn new(codec: &'a Codec, rate: &'a RateModel) -> Self {
+        let mut symbols = Vec::new();
+        let mut add = |table: &Table| {
+            let first = symbols.len() as u16;
+            symbols.extend(table.slots().iter().map(|&slot| Symbol::new(slot, codec.precision)));
+            // 64 classes of two tables and four side tables, of 256 symbols each.
+            assert!(symbols.len() <= usize::from(ESCAPED), "{} symbols", symbols.len());
+            first
+        };
+        let escapes: Vec<u16> = codec.weights.iter().map(&mut add).collect();
+        let side = codec.side.each_ref().map(|table| table.as_ref().map_or(0, &mut add));
+        let empty = codec.tally();
+        let numbers = empty
+            .places()
+            .map(|(class, index)| {
+                let (value, union) = codec.quantiser.symbol(index);
+                let table = class * codec.unions + union % codec.unions;
+                match codec.weights[table].symbol(value) {
+                    Some(symbol) => escapes[table] + symbol as u16,
+                    None => escapes[table] | ESCAPED,
+                }
+            })
+            .collect();
+        Self { codec, rate, symbols, escapes, side, numbers, empty }
+    }
+
+    /// The number of a symbol of a side table that holds this value.
+    fn side_symbol(&self, kind: usize, value: i32) -> u16 {
+        let table =
+            self.codec.side[kind].as_ref().expect("a codec has the side tables that its tensors need");
+        self.side[kind] + table.symbol(value).expect("side tables hold every value") as u16
+    }
+
+    /// The number of the symbol of an index, which is counted, [`ESCAPED`] in addition if it is an escape.
+    #[inline(always)]
+    fn symbol(&self, tally: &mut Tally, class: usize, index: i32) -> u16 {
+        match tally.add(class, index) {
+            Some(place) => self.numbers[place],
+            None => {
+                let (_, union) = self.codec.quantiser.symbol(index);
+                self.escapes[class * self.codec.unions + union % self.codec.unions] | ESCAPED
+            }
+        }
+    }
+}
+
+/// What one thread encodes tiles with: memory that is used again, and the tally of everything encoded.
+#[derive(Debug)]
+pub struct Worker<'a> {
+    encoder: &'a Encoder<'a>,
+    search: Search,
+    weights: Vec<f32>,
+    indices: Vec<i32>,
+    writer: StreamWriter,
+    /// The indices that were coded.
+    pub tally: Tally,
+}
+
+impl<'a> Worker<'a> {
+    /// A worker that has done nothing yet.
+    pub fn new(encoder: &'a Encoder<'a>) -> Self {
+        Self {
+            encoder,
+            search: Search::default(),
+            weights: Vec::new(),
+            indices: Vec::new(),
+            writer: StreamWriter::default(),
+            tally: encoder.empty.clone(),
+        }
+    }
+
+    /// The stream of a tile of a tensor.
+    pub fn encode_tile(&mut self, coder: &TensorCoder<'_>, weights: &[f32], tile: usize) -> Vec<u8> {
+        let (encoder, codec) = (self.encoder, self.encoder.codec);
+        let mut states = [0u8; LANES];
+        let mut lanes = 0;
+        self.writer.clear();
+        for group in coder.tile_groups(tile) {
+            lanes = group.lanes.max(lanes);
+            let places = group.rows * LANES;
+            if self.weights.len() < places {
+                self.weights.resize(places, 0.0);
+                self.indices.resize(places, 0);
+            }
+            let (filled, indices) = (&mut self.weights[..places], &mut self.indices[..places]);
+            coder.fill(weights, &group, filled);
+            let column_class = coder.column_class(&group);
+            let row_class = coder.row_class(&group);
+            let mut symbols = [0u16; LANES];
+            let symbols = &mut symbols[..group.lanes];
+            if !coder.plan.column_class.is_empty() {
+                for (symbol, class) in symbols.iter_mut().zip(&column_class) {
+                    *symbol = encoder.side_symbol(COLUMN_CLASS, class - coder.class_base());
+                }
+                self.writer.step(symbols);
+            }
+            let block = Block {
+                weights: filled,
+                column_class: &column_class,
+                row_class: &row_class,
+                lanes: group.lanes,
+            };
+            self.search.run(&codec.quantiser, encoder.rate, &block, &mut states, indices);
+            let mut classes = codec.clamp(&column_class, 0);
+            for (row, indices) in indices.chunks_exact(LANES).enumerate() {
+                if let Some(&more) = row_class.get(row) {
+                    classes = codec.clamp(&column_class, more);
+                }
+                let mut escaped = 0;
+                for ((symbol, &index), &class) in symbols.iter_mut().zip(indices).zip(&classes) {
+                    *symbol = encoder.symbol(&mut self.tally, class, index);
+                    escaped |= *symbol;
+                }
+                if escaped & ESCAPED == 0 {
+                    self.writer.step(symbols);
+                } else {
+                    write_escapes(&mut self.writer, &codec.quantiser, symbols, indices);
+                }
+            }
+        }
+        self.writer.finish(lanes, codec.precision, &encoder.symbols)
+    }
+}
+
+/// Writes a step with escapes among its symbols.
+#[cold]
+fn write_escapes(writer: &mut StreamWriter, quantiser: &Quantiser, symbols: &[u16], indices: &[i32]) {
+    writer.step(&symbols.iter().map(|symbol| symbol & !ESCAPED).collect::<Vec<_>>());
+    for (_, &index) in symbols.iter().zip(indices).filter(|(symbol, _)| **symbol & ESCAPED != 0) {
+        writer.escape(quantiser.symbol(index).0 as i16 as u16);
     }
 }
 
@@ -68,16 +224,14 @@ pub fn quantiser(name: &str) -> Option<Quantiser> {
 }
 
 /// A tensor being coded at one rate.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct TensorCoder<'a> {
     /// What was measured.
     pub plan: &'a TensorPlan,
-    /// The rate's part of every step code.
-    pub rate_step: i32,
-    /// Added to every class, so that the model's lowest is 0.
-    pub class_offset: i32,
-    /// Bounds of the stored class base.
-    pub base_range: (i32, i32),
+    /// The class base as it is stored.
+    class_base: i32,
+    /// 1 / step of each row of each matrix.
+    inverse: Vec<f32>,
 }
 
 /// Some neighbouring columns of one band of rows: what a lane-parallel search works on.
@@ -95,28 +249,27 @@ pub struct Group {
     pub lanes: usize,
 }
 
-impl TensorCoder<'_> {
-    /// The tensor's step code as it is stored.
-    pub fn step(&self) -> i32 {
-        let plan = self.plan;
-        // Whatever a row adds, its scale must stay a normal binary32 number.
-        let unit = 512 >> plan.row_shift;
-        let least = plan.row_scale.iter().min().map_or(0, |&v| i32::from(v) * unit).min(0);
-        let largest = plan.row_scale.iter().max().map_or(0, |&v| i32::from(v) * unit).max(0);
-        (plan.step + self.rate_step).clamp(SCALE_CODE_MIN - least, SCALE_CODE_MAX - largest)
+impl<'a> TensorCoder<'a> {
+    /// A tensor at a rate: `rate_step` is the rate's part of its step code, `class_base` the class of its weights whose row and column add
+    /// nothing.
+    pub fn new(plan: &'a TensorPlan, rate_step: i32, class_base: i32) -> Self {
+        let step = plan.step_at(rate_step);
+        let inverse = |value: i32| {
+            let code = step + value * (512 >> plan.row_shift);
+            1.0 / scale(code).expect("step_at() keeps every row's scale in range")
+        };
+        let rows = plan.view.batch * plan.view.rows;
+        let inverse = if plan.row_scale.is_empty() {
+            vec![inverse(0); rows]
+        } else {
+            plan.row_scale.iter().map(|&value| inverse(i32::from(value))).collect()
+        };
+        Self { plan, class_base, inverse }
     }
 
     /// The class base as it is stored.
     pub fn class_base(&self) -> i32 {
-        (self.plan.class_base + self.class_offset).clamp(self.base_range.0, self.base_range.1)
-    }
-
-    /// The step of a row.
-    fn row_step(&self, batch: usize, row: usize) -> f32 {
-        let plan = self.plan;
-        let value = plan.row_scale.get(batch * plan.view.rows + row).copied().unwrap_or(0);
-        let code = self.step() + i32::from(value) * (512 >> plan.row_shift);
-        scale(code).expect("step() keeps every row's scale in range")
+        self.class_base
     }
 
     /// The groups of a tile, in the order in which its lanes walk them.
@@ -138,17 +291,31 @@ impl TensorCoder<'_> {
         })
     }
 
-    /// The weights of a group in units of their step, `[row][LANES]`, into `out`.
-    pub fn fill(&self, weights: &[f32], group: &Group, out: &mut Vec<f32>) {
-        out.clear();
-        out.resize(group.rows * LANES, 0.0);
-        let (_, column_stride) = self.plan.view.strides();
-        for (row, out) in out.chunks_exact_mut(LANES).enumerate() {
-            let row = group.first_row + row;
-            let inverse = 1.0 / f64::from(self.row_step(group.batch, row));
-            let first = self.plan.view.position(group.batch, row, group.first_column);
-            for (lane, out) in out[..group.lanes].iter_mut().enumerate() {
-                *out = (f64::from(weights[first + lane * column_stride]) * inverse) as f32;
+    /// The weights of a group in units of their step, `[row][LANES]`, into `out`. What lies in places without a column stays.
+    pub fn fill(&self, weights: &[f32], group: &Group, out: &mut [f32]) {
+        let view = &self.plan.view;
+        let inverses = &self.inverse[group.batch * view.rows + group.first_row..][..group.rows];
+        let weights = &weights[view.position(group.batch, group.first_row, group.first_column)..];
+        if view.transposed {
+            // A column lies in one piece: rows are taken a cache line at a time, all columns of it.
+            const ROWS: usize = 16;
+            for (place, (out, inverses)) in
+                out.chunks_mut(ROWS * LANES).zip(inverses.chunks(ROWS)).enumerate()
+            {
+                for lane in 0..group.lanes {
+                    let column = &weights[lane * view.rows + place * ROWS..][..inverses.len()];
+                    for ((out, weight), inverse) in
+                        out[lane..].iter_mut().step_by(LANES).zip(column).zip(inverses)
+                    {
+                        *out = weight * inverse;
+                    }
+                }
+            }
+        } else {
+            for ((out, row), inverse) in
+                out.chunks_exact_mut(LANES).zip(weights.chunks(view.columns)).zip(inverses)
+            {
+                out.iter_mut().zip(&row[..group.lanes]).for_each(|(out, weight)| *out = weight * inverse);
             }
         }
     }
@@ -163,7 +330,7 @@ impl TensorCoder<'_> {
             } else {
                 0
             };
-            self.class_base() + i32::from(class)
+            self.class_base + i32::from(class)
         })
     }
 
@@ -174,102 +341,20 @@ impl TensorCoder<'_> {
         classes.iter().map(|&class| i32::from(class)).collect()
     }
 
-    /// The stream of a tile. What its symbols were is added to `counts`, by class * 2 + parity of the state.
-    pub fn encode_tile(
-        &self,
-        codec: &Codec,
-        rate: &RateModel,
-        weights: &[f32],
-        tile: usize,
-        counts: &mut [Counts],
-    ) -> Vec<u8> {
-        let mut buffer = Vec::new();
-        let mut indices = Vec::new();
-        let mut states = [0u8; LANES];
-        let mut writer = None;
-        for group in self.tile_groups(tile) {
-            let writer = writer.get_or_insert_with(|| StreamWriter::new(group.lanes, codec.precision));
-            self.fill(weights, &group, &mut buffer);
-            let column_class = self.column_class(&group);
-            let row_class = self.row_class(&group);
-            if !self.plan.column_class.is_empty() {
-                let table = codec.side[COLUMN_CLASS]
-                    .as_ref()
-                    .expect("a codec has the side tables that its tensors need");
-                let slots =
-                    column_class[..group.lanes].iter().map(|class| table.slot(class - self.class_base()));
-                writer.step(slots.map(|slot| slot.expect("side tables hold every value")));
-            }
-            indices.clear();
-            indices.resize(group.rows * LANES, 0);
-            let block = Block {
-                weights: &buffer,
-                column_class: &column_class,
-                row_class: &row_class,
-                lanes: group.lanes,
-            };
-            let mut ends = states;
-            search(&codec.quantiser, rate, &block, &mut ends, &mut indices);
-            for (row, indices) in indices.chunks_exact(LANES).enumerate() {
-                let row_class = row_class.get(row).copied().unwrap_or(0);
-                let mut escapes = [0i32; LANES];
-                let mut escaped = 0;
-                writer.step((0..group.lanes).map(|lane| {
-                    let class = codec.class(column_class[lane] + row_class);
-                    let table = codec.weight_table(class, states[lane]);
-                    let (value, next) = codec.quantiser.symbol(states[lane], indices[lane]);
-                    counts[class * 2 + usize::from(states[lane] & 1)].add(value);
-                    states[lane] = next;
-                    table.slot(value).unwrap_or_else(|| {
-                        escapes[escaped] = value;
-                        escaped += 1;
-                        table.escape()
-                    })
-                }));
-                escapes[..escaped].iter().for_each(|&value| writer.escape(value as i16 as u16));
-            }
-            debug_assert_eq!(states[..group.lanes], ends[..group.lanes]);
-        }
-        writer.expect("a tile has a group").finish()
-    }
-
     /// The row stream of a band of rows.
-    pub fn encode_rows(&self, codec: &Codec, band: usize) -> Vec<u8> {
+    pub fn encode_rows(&self, encoder: &Encoder<'_>, band: usize) -> Vec<u8> {
         let plan = self.plan;
         let row_blocks = plan.view.rows.div_ceil(plan.tile_rows);
         let (batch, first) = (band / row_blocks, band % row_blocks * plan.tile_rows);
         let end = (first + plan.tile_rows).min(plan.view.rows);
-        let mut writer = StreamWriter::new(1, codec.precision);
+        let mut writer = StreamWriter::default();
         for row in batch * plan.view.rows + first..batch * plan.view.rows + end {
             for (values, kind) in [(&plan.row_scale, ROW_SCALE), (&plan.row_class, ROW_CLASS)] {
                 if let Some(&value) = values.get(row) {
-                    let slot = codec.side[kind].as_ref().and_then(|table| table.slot(i32::from(value)));
-                    writer.step([slot.expect("side tables hold every value")]);
+                    writer.step(&[encoder.side_symbol(kind, i32::from(value))]);
                 }
             }
         }
-        writer.finish()
-    }
-}
-
-/// Counts the symbols that a search over one group of columns gives, by table (class * 2 + parity of the state).
-pub fn count_group(
-    quantiser: &Quantiser,
-    rate: &RateModel,
-    block: &Block<'_>,
-    classes: usize,
-    counts: &mut [Counts],
-) {
-    let mut indices = vec![0; block.weights.len()];
-    search(quantiser, rate, block, &mut [0; LANES], &mut indices);
-    let mut states = [0u8; LANES];
-    for (row, indices) in indices.chunks_exact(LANES).enumerate() {
-        let row_class = block.row_class.get(row).copied().unwrap_or(0);
-        for lane in 0..block.lanes {
-            let class = (block.column_class[lane] + row_class).clamp(0, classes as i32 - 1) as usize;
-            let (value, next) = quantiser.symbol(states[lane], indices[lane]);
-            counts[class * 2 + usize::from(states[lane] & 1)].add(value);
-            states[lane] = next;
-        }
+        writer.finish(1, encoder.codec.precision, &encoder.symbols)
     }
 }

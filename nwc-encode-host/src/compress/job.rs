@@ -5,11 +5,11 @@ use std::io::{BufWriter, Write};
 use rayon::prelude::*;
 use tempfile::SpooledTempFile;
 
-use super::encode::{COLUMN_CLASS, ROW_CLASS, ROW_SCALE, TensorCoder};
+use super::encode::{COLUMN_CLASS, Encoder, ROW_CLASS, ROW_SCALE, TensorCoder, Worker};
 use super::plan::{ClassSpacing, OCTAVE, TensorPlan};
 use super::rate::{Estimate, SAMPLE_WEIGHTS, Sample, TensorSample, next_step};
 use super::{Fate, RATE_WINDOW, Settings, Target, View};
-use crate::coding::table::Counts;
+use crate::coding::table::Tally;
 use crate::container::{CodedEntry, Entry, EntryKind, Layout};
 use crate::progress::Progress;
 use crate::tensors::{TensorSource, to_f32};
@@ -23,6 +23,8 @@ const RATE_STEPS: std::ops::RangeInclusive<i32> = -8 * 512..=2 * 512;
 const BATCH_WEIGHTS: usize = 8 << 20;
 /// Rates that may be tried, on the sample and then on the model, to land in the window.
 const MAX_TRIES: usize = 8;
+/// Parts that the tiles of a batch are shared out in.
+const PARTS: usize = 64;
 /// Bytes of streams that are kept in memory before they go to a temporary file.
 const SPOOL_BYTES: usize = 64 << 20;
 
@@ -44,6 +46,13 @@ pub(super) struct Planned {
     /// Number of coded weights.
     weights: u64,
     sample: Sample,
+}
+
+impl Planned {
+    /// The class base of a tensor as it is stored.
+    fn class_base(&self, plan: &TensorPlan) -> i32 {
+        (plan.class_base + self.sample.class_offset).clamp(0, self.sample.classes as i32 - 1)
+    }
 }
 
 /// The model coded at one rate.
@@ -291,7 +300,6 @@ impl Job<'_> {
                     Fate::Alias(target) => EntryKind::Alias(*target),
                     Fate::Code(view) => {
                         let (_, plan) = plans.next().expect("every coded tensor has a plan");
-                        let coder = coder(planned, plan, rate_step);
                         let side = u8::from(!plan.row_scale.is_empty()) << ROW_SCALE
                             | u8::from(!plan.row_class.is_empty()) << ROW_CLASS
                             | u8::from(!plan.column_class.is_empty()) << COLUMN_CLASS;
@@ -302,8 +310,8 @@ impl Job<'_> {
                             lanes: plan.lanes as u8,
                             columns_per_lane: plan.columns_per_lane as u64,
                             tile_rows: plan.tile_rows as u64,
-                            step: coder.step(),
-                            class_base: coder.class_base() as u8,
+                            step: plan.step_at(rate_step),
+                            class_base: planned.class_base(plan) as u8,
                             side,
                             row_shift: if side & 1 == 0 { 0 } else { plan.row_shift as u8 },
                             column_shift: 0,
@@ -327,41 +335,53 @@ impl Job<'_> {
         let codec = &estimate.codec;
         let mut entries = self.entries(planned, rate_step);
         let mut items = BufWriter::new(tempfile::spooled_tempfile(SPOOL_BYTES));
-        let mut counts = vec![Counts::default(); codec.classes * 2];
+        let encoder = Encoder::new(codec, &estimate.rate);
+        let mut tally = codec.tally();
         self.progress.begin("coding", planned.weights);
         let mut next = 0;
         for batch in self.batches() {
             let plans = &planned.plans[next..next + batch.len()];
             next += batch.len();
             let loaded: Vec<Vec<f32>> = batch.par_iter().map(|&(index, _)| self.load(index)).collect();
-            let coders: Vec<_> = plans.iter().map(|(_, plan)| coder(planned, plan, rate_step)).collect();
+            let coders: Vec<_> = plans
+                .par_iter()
+                .map(|(_, plan)| TensorCoder::new(plan, rate_step, planned.class_base(plan)))
+                .collect();
             // All tiles of the batch in one list, so that small tensors keep all cores busy too.
             let tiles: Vec<(usize, usize)> = coders
                 .iter()
                 .enumerate()
                 .flat_map(|(i, coder)| (0..coder.plan.tiles()).map(move |tile| (i, tile)))
                 .collect();
-            let streams: Vec<Result<(Vec<u8>, Vec<Counts>)>> = tiles
-                .par_iter()
-                .map(|&(i, tile)| {
-                    self.progress.check()?;
-                    let mut counts = vec![Counts::default(); codec.classes * 2];
-                    let stream = coders[i].encode_tile(codec, &estimate.rate, &loaded[i], tile, &mut counts);
-                    let done: usize = coders[i].tile_groups(tile).map(|group| group.rows * group.lanes).sum();
-                    self.progress.advance(done as u64);
-                    Ok((stream, counts))
+            let parts: Vec<Result<(Vec<Vec<u8>>, Tally)>> = tiles
+                .par_chunks(tiles.len().div_ceil(PARTS))
+                .map(|tiles| {
+                    let mut worker = Worker::new(&encoder);
+                    let encode = |&(i, tile): &(usize, usize)| {
+                        self.progress.check()?;
+                        let coder = &coders[i];
+                        let stream = worker.encode_tile(coder, &loaded[i], tile);
+                        let done: usize = coder.tile_groups(tile).map(|group| group.rows * group.lanes).sum();
+                        self.progress.advance(done as u64);
+                        Ok(stream)
+                    };
+                    let streams = tiles.iter().map(encode).collect::<Result<_>>()?;
+                    Ok((streams, worker.tally))
                 })
                 .collect();
+            let mut streams = Vec::with_capacity(tiles.len());
+            for part in parts {
+                let (part, part_tally) = part?;
+                streams.extend(part);
+                tally.merge(&part_tally);
+            }
             let mut streams = streams.into_iter();
             for (coder, &(index, _)) in coders.iter().zip(&batch) {
                 let plan = coder.plan;
                 let bands = if plan.has_row_streams() { plan.bands() } else { 0 };
-                let mut parts: Vec<Vec<u8>> = (0..bands).map(|band| coder.encode_rows(codec, band)).collect();
-                for _ in 0..plan.tiles() {
-                    let (stream, tile_counts) = streams.next().expect("a stream for each tile")?;
-                    counts.iter_mut().zip(&tile_counts).for_each(|(all, tile)| all.merge(tile));
-                    parts.push(stream);
-                }
+                let mut parts: Vec<Vec<u8>> =
+                    (0..bands).map(|band| coder.encode_rows(&encoder, band)).collect();
+                parts.extend(streams.by_ref().take(plan.tiles()));
                 let len = write_item(&mut items, &parts).map_err(cannot_spool)?;
                 let EntryKind::Coded(entry) = &mut entries[index].kind else { unreachable!("it has a plan") };
                 entry.len = len.ok_or_else(|| {
@@ -371,17 +391,9 @@ impl Job<'_> {
             }
         }
         let items = items.into_inner().map_err(|error| cannot_spool(error.into_error()))?;
+        let counts = tally.by_union(&codec.quantiser);
         let entropy_bits = counts.iter().map(|counts| counts.entropy() * counts.total() as f64).sum();
         Ok(Coded { entries, codec: codec.to_bytes(), items, entropy_bits })
-    }
-}
-
-fn coder<'p>(planned: &Planned, plan: &'p TensorPlan, rate_step: i32) -> TensorCoder<'p> {
-    TensorCoder {
-        plan,
-        rate_step,
-        class_offset: planned.sample.class_offset,
-        base_range: (0, planned.sample.classes as i32 - 1),
     }
 }
 

@@ -3,7 +3,7 @@
 //! STEP and SPREAD are two things. The step of a row says how much error its weights may take: it is proportional to the row's deviation to the power
 //! alpha. The spread, relative to the step, says how large a weight tends to be, and picks the probability table: its class.
 
-use nwc_decode_core::SCALE_CODE_MIN;
+use nwc_decode_core::{SCALE_CODE_MAX, SCALE_CODE_MIN};
 
 use super::view::View;
 
@@ -106,6 +106,15 @@ impl TensorPlan {
         };
         let (rows, columns) = (range(&self.row_class), range(&self.column_class));
         (self.class_base + rows.0 + columns.0, self.class_base + rows.1 + columns.1)
+    }
+
+    /// The tensor's step code at a rate.
+    pub fn step_at(&self, rate_step: i32) -> i32 {
+        // Whatever a row adds, its scale must stay a normal binary32 number.
+        let unit = 512 >> self.row_shift;
+        let least = self.row_scale.iter().min().map_or(0, |&v| i32::from(v) * unit).min(0);
+        let largest = self.row_scale.iter().max().map_or(0, |&v| i32::from(v) * unit).max(0);
+        (self.step + rate_step).clamp(SCALE_CODE_MIN - least, SCALE_CODE_MAX - largest)
     }
 
     /// Number of bands of rows, over all matrices.

@@ -5,10 +5,10 @@
 
 use rayon::prelude::*;
 
-use super::encode::{COLUMN_CLASS, Codec, ROW_CLASS, ROW_SCALE, TensorCoder, count_group};
+use super::encode::{COLUMN_CLASS, Codec, ROW_CLASS, ROW_SCALE, TensorCoder};
 use super::plan::{OCTAVE, TensorPlan};
-use crate::coding::search::{Block, LANES, Quantiser, RateModel};
-use crate::coding::table::{BitWriter, Counts, Table};
+use crate::coding::search::{Block, LANES, Quantiser, RateModel, Search};
+use crate::coding::table::{BitWriter, Counts, Table, Tally};
 
 /// Weights that the sample holds at most, about; small models are sampled whole.
 pub const SAMPLE_WEIGHTS: usize = 8 << 20;
@@ -44,7 +44,7 @@ impl TensorSample {
 
     /// Takes about `fraction` of a tensor's groups of columns, evenly spread.
     pub fn take(plan: &TensorPlan, weights: &[f32], fraction: f64) -> Self {
-        let coder = TensorCoder { plan, rate_step: 0, class_offset: 0, base_range: (i32::MIN, i32::MAX) };
+        let coder = TensorCoder::new(plan, 0, plan.class_base);
         let groups: Vec<_> =
             (0..plan.bands() * plan.column_blocks()).flat_map(|tile| coder.tile_groups(tile)).collect();
         let wanted = ((fraction * groups.len() as f64).ceil() as usize).clamp(1, groups.len());
@@ -52,7 +52,7 @@ impl TensorSample {
             .map(|i| {
                 // The middle of the i-th of `wanted` equal parts.
                 let group = groups[(2 * i + 1) * groups.len() / (2 * wanted)];
-                let mut filled = Vec::new();
+                let mut filled = vec![0.0; group.rows * LANES];
                 coder.fill(weights, &group, &mut filled);
                 let filled: Vec<f32> =
                     filled.chunks_exact(LANES).flat_map(|row| &row[..group.lanes]).copied().collect();
@@ -175,9 +175,16 @@ impl Sample {
         let counted: Vec<(usize, Vec<Counts>)> = jobs
             .par_chunks(jobs.len().div_ceil(256).max(1))
             .flat_map_iter(|jobs| {
-                let mut parts: Vec<(usize, Vec<Counts>)> = Vec::new();
+                let mut search = Search::default();
+                let (mut weights, mut indices) = (Vec::new(), Vec::new());
+                let mut parts: Vec<(usize, Tally)> = Vec::new();
                 for &(tensor, group) in jobs {
-                    let mut weights = vec![0.0; group.weights.len() / group.lanes * LANES];
+                    let places = group.weights.len() / group.lanes * LANES;
+                    if places > indices.len() {
+                        weights.resize(places, 0.0);
+                        indices.resize(places, 0);
+                    }
+                    let (weights, indices) = (&mut weights[..places], &mut indices[..places]);
                     for (to, from) in
                         weights.chunks_exact_mut(LANES).zip(group.weights.chunks_exact(group.lanes))
                     {
@@ -185,18 +192,24 @@ impl Sample {
                     }
                     let column_class = group.column_class.map(|class| class + self.class_offset);
                     let block = Block {
-                        weights: &weights,
+                        weights,
                         column_class: &column_class,
                         row_class: &group.row_class,
                         lanes: group.lanes,
                     };
+                    search.run(&self.quantiser, &rate, &block, &mut [0; LANES], indices);
                     if parts.last().is_none_or(|(last, _)| *last != tensor) {
-                        parts.push((tensor, vec![Counts::default(); self.classes * 2]));
+                        parts.push((tensor, Tally::new(self.classes, rate.indices())));
                     }
-                    let counts = &mut parts.last_mut().expect("just pushed").1;
-                    count_group(&self.quantiser, &rate, &block, self.classes, counts);
+                    let tally = &mut parts.last_mut().expect("just pushed").1;
+                    for (row, indices) in indices.chunks_exact(LANES).enumerate() {
+                        let more = group.row_class.get(row).copied().unwrap_or(0);
+                        for (&index, class) in indices.iter().zip(&column_class).take(group.lanes) {
+                            tally.add((class + more).clamp(0, self.classes as i32 - 1) as usize, index);
+                        }
+                    }
                 }
-                parts
+                parts.into_iter().map(|(tensor, tally)| (tensor, tally.by_union(&self.quantiser)))
             })
             .collect();
 
