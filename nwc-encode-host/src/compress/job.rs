@@ -15,8 +15,9 @@ use crate::progress::Progress;
 use crate::tensors::{TensorSource, to_f32};
 use crate::{Error, Result};
 
-/// Where in the window it is aimed at.
-const AIM: f64 = 0.004;
+/// How far below the target it is aimed at, in bits a weight, and how far from there is near enough: a step is 0.002.
+const AIM: f64 = 0.003;
+const NEAR: f64 = 0.0012;
 /// Steps from 2^-8 to 2^2 of a row's deviation: 8 bits a weight and more to nearly none.
 const RATE_STEPS: std::ops::RangeInclusive<i32> = -8 * 512..=2 * 512;
 /// Weights that are in memory at once, unless one tensor has more.
@@ -106,7 +107,9 @@ impl Job<'_> {
         // Columns of few weights cannot tell their spread finely, and small models cannot pay for many tables.
         let rows = batches.iter().flatten().map(|(_, view)| view.elements() * view.rows).sum::<usize>()
             / weights.max(1);
-        let spacing = ClassSpacing(if rows < 200 { 0.5 } else { 0.25 });
+        let tuning = &self.settings.tuning;
+        let spacing = tuning.class_spacing.unwrap_or(if rows < 200 { 0.5 } else { 0.25 });
+        let spacing = ClassSpacing(spacing);
         self.progress.begin("measuring", weights as u64);
         let mut plans = Vec::new();
         let mut samples = Vec::new();
@@ -116,7 +119,7 @@ impl Job<'_> {
                 .par_iter()
                 .map(|&(index, view)| {
                     let weights = self.load(index);
-                    let plan = TensorPlan::measure(view, &weights, self.settings.row_alpha, spacing);
+                    let plan = TensorPlan::measure(view, &weights, self.settings.row_alpha, spacing, tuning);
                     let sample = TensorSample::take(&plan, &weights, fraction);
                     self.progress.advance(weights.len() as u64);
                     (index, plan, sample)
@@ -136,11 +139,8 @@ impl Job<'_> {
                 .iter_mut()
                 .for_each(|sample: &mut TensorSample| sample.rescale((-shift / OCTAVE).exp2() as f32));
         }
-        let sample = Sample::new(
-            self.settings.quantiser.clone(),
-            &plans.iter().map(|(_, plan)| plan).collect::<Vec<_>>(),
-            samples,
-        );
+        let sample =
+            Sample::new(self.settings, &plans.iter().map(|(_, plan)| plan).collect::<Vec<_>>(), samples);
         Ok(Planned { plans, weights: weights as u64, sample })
     }
 
@@ -187,7 +187,7 @@ impl Job<'_> {
             if nearest.as_ref().is_none_or(|(least, ..)| miss < *least) {
                 nearest = Some((miss, rate_step, estimate));
             }
-            if miss <= 0.001 * per_bit {
+            if miss <= NEAR * per_bit {
                 break;
             }
             let Some(next) = next_step(&tried, aim, per_bit, &RATE_STEPS) else { break };
@@ -240,14 +240,17 @@ impl Job<'_> {
         self.progress.check()?;
         let estimate = planned.sample.estimate(rate_step);
         let codec = estimate.codec.to_bytes();
-        let layout = Layout::new(&self.entries(planned, rate_step), &[codec], &self.attachments)?;
-        let streams = |plan: &TensorPlan| {
+        let mut entries = self.entries(planned, rate_step);
+        for ((index, plan), symbols) in planned.plans.iter().zip(&estimate.tensor_bytes) {
             // A record, rounding up to 4 bytes, and of each lane's state the 24 bits that its start wastes.
             let tile = 8 + 1 + 3 * plan.lanes;
-            plan.bands() * (plan.column_blocks() * tile + if plan.has_row_streams() { 8 + 1 + 3 } else { 0 })
-        };
-        let streams: usize = planned.plans.iter().map(|(_, plan)| streams(plan)).sum();
-        Ok((self.objective(&layout) as f64 + estimate.symbol_bytes + streams as f64, estimate))
+            let rows = if plan.has_row_streams() { 8 + 1 + 3 } else { 0 };
+            let streams = plan.bands() * (plan.column_blocks() * tile + rows);
+            let EntryKind::Coded(entry) = &mut entries[*index].kind else { unreachable!("it has a plan") };
+            entry.len = (symbols.round() as u64 + streams as u64).next_multiple_of(4);
+        }
+        let layout = Layout::new(&entries, &[codec], &self.attachments)?;
+        Ok((self.objective(&layout) as f64, estimate))
     }
 
     /// Bytes that no rate changes, if they count against the target.

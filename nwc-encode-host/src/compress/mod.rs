@@ -39,6 +39,42 @@ pub enum Target {
     Step(f64),
 }
 
+/// Choices that have good defaults: for experiments, which measure what each is worth (`cargo xtask experiment overhead`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tuning {
+    /// Precisions of tables to choose from, between 10 and 14 bits.
+    pub precisions: std::ops::RangeInclusive<u32>,
+    /// Weight tables a class: 1 or 2 (by union); chosen by cost if not given.
+    pub unions: Option<usize>,
+    /// Symbols that a lane should code: columns are added to it up to here.
+    pub lane_symbols: usize,
+    /// The same where a lane's columns are looked up one by one (embeddings).
+    pub lookup_lane_symbols: usize,
+    /// A tensor gives a lane at least this many symbols, or has fewer lanes.
+    pub min_lane_symbols: usize,
+    /// Added to the resolution of row scales: 1 halves their spacing.
+    pub row_resolution: i32,
+    /// Whether columns have classes where they save more than they cost.
+    pub column_classes: bool,
+    /// Spacing of classes in octaves; chosen by the model's size if not given.
+    pub class_spacing: Option<f64>,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            precisions: 12..=14,
+            unions: None,
+            lane_symbols: 8192,
+            lookup_lane_symbols: 4096,
+            min_lane_symbols: 2048,
+            row_resolution: 0,
+            column_classes: true,
+            class_spacing: None,
+        }
+    }
+}
+
 /// How to compress.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -52,13 +88,22 @@ pub struct Settings {
     pub selection: Selection,
     /// Code tensors even where that takes more bytes than they had: for tests that need tiny coded tensors.
     pub keep_expanding: bool,
+    /// Leave it as it is unless you measure.
+    pub tuning: Tuning,
 }
 
 impl Settings {
     /// The default settings at this rate: `trellis8`, rows normalised.
     pub fn new(target: Target) -> Self {
         let quantiser = quantiser("trellis8").expect("it is known");
-        Self { target, quantiser, row_alpha: 1.0, selection: Selection::default(), keep_expanding: false }
+        Self {
+            target,
+            quantiser,
+            row_alpha: 1.0,
+            selection: Selection::default(),
+            keep_expanding: false,
+            tuning: Tuning::default(),
+        }
     }
 }
 

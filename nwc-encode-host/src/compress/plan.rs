@@ -3,18 +3,15 @@
 //! STEP and SPREAD are two things. The step of a row says how much error its weights may take: it is proportional to the row's deviation to the power
 //! alpha. The spread, relative to the step, says how large a weight tends to be, and picks the probability table: its class.
 
+use std::collections::BTreeMap;
+
 use nwc_decode_core::{SCALE_CODE_MAX, SCALE_CODE_MIN};
 
+use super::Tuning;
 use super::view::View;
 
 /// log2 is counted in steps of 1/512 octave.
 pub(crate) const OCTAVE: f64 = 512.0;
-/// Symbols that a lane should code, so that its 24 bits of start and end cost at most 0.003 bit a weight.
-const LANE_SYMBOLS: usize = 8192;
-/// The same where a lane's columns are looked up one by one (embeddings): smaller tiles for 0.006 bit.
-const LOOKUP_LANE_SYMBOLS: usize = 4096;
-/// A tensor gives a lane at least this many symbols, or has fewer lanes.
-const MIN_LANE_SYMBOLS: usize = 2048;
 /// Taller tiles are split, so that tall matrices still decode in parallel.
 const MAX_TILE_ROWS: usize = 8192;
 /// Rows and columns further out than this from their tensor's mean, in octaves, are treated as being there.
@@ -53,7 +50,13 @@ pub struct TensorPlan {
 
 impl TensorPlan {
     /// Measures a tensor. `weights` is the whole tensor in its own order.
-    pub fn measure(view: View, weights: &[f32], row_alpha: f64, spacing: ClassSpacing) -> Self {
+    pub fn measure(
+        view: View,
+        weights: &[f32],
+        row_alpha: f64,
+        spacing: ClassSpacing,
+        tuning: &Tuning,
+    ) -> Self {
         let squares = row_energies(&view, weights);
         let columns = view.columns as f64;
         // Deviations about zero: the coder has no means.
@@ -69,7 +72,7 @@ impl TensorPlan {
         // All tensors share one table of row scales: +-127 leaves room for 255 values of its 256.
         let reach = row_alpha * relative.iter().fold(0.0, |most: f64, log| most.max(log.abs()));
         let fits = |shift: &u32| reach * f64::from(1u32 << shift) <= 127.0;
-        let row_shift = (0..=resolution(view.columns)).rev().find(fits).unwrap_or(0);
+        let row_shift = (0..=resolution(view.columns, tuning.row_resolution)).rev().find(fits).unwrap_or(0);
         let unit = f64::from(1u32 << row_shift);
         let row_scale: Vec<i16> =
             relative.iter().map(|log| (row_alpha * log * unit).round() as i16).collect();
@@ -79,8 +82,12 @@ impl TensorPlan {
             relative.iter().map(|log| ((1.0 - row_alpha) * log / spacing.0).round() as i16).collect();
         let class_base = ((1.0 - row_alpha) * mean / spacing.0).round() as i32;
 
-        let column_class = column_classes(&view, weights, &relative, mean, spacing);
-        let (lanes, columns_per_lane, tile_rows) = tiling(&view);
+        let column_class = if tuning.column_classes {
+            column_classes(&view, weights, &relative, mean, spacing)
+        } else {
+            Vec::new()
+        };
+        let (lanes, columns_per_lane, tile_rows) = tiling(&view, tuning);
         let nonzero = |values: Vec<i16>| if values.iter().all(|&v| v == 0) { Vec::new() } else { values };
         Self {
             view,
@@ -106,6 +113,22 @@ impl TensorPlan {
         };
         let (rows, columns) = (range(&self.row_class), range(&self.column_class));
         (self.class_base + rows.0 + columns.0, self.class_base + rows.1 + columns.1)
+    }
+
+    /// How many weights there are of each class.
+    pub fn class_counts(&self) -> BTreeMap<i32, u64> {
+        let View { batch, rows, columns, .. } = self.view;
+        let mut counts = BTreeMap::new();
+        for matrix in 0..batch {
+            let row = histogram(&self.row_class, matrix * rows, rows);
+            let column = histogram(&self.column_class, matrix * columns, columns);
+            for (r, m) in &row {
+                for (c, n) in &column {
+                    *counts.entry(self.class_base + r + c).or_insert(0) += m * n;
+                }
+            }
+        }
+        counts
     }
 
     /// The tensor's step code at a rate.
@@ -138,22 +161,32 @@ impl TensorPlan {
     }
 }
 
+/// How often each class occurs in a part of a list, which is all 0 if it is empty.
+fn histogram(classes: &[i16], first: usize, len: usize) -> BTreeMap<i32, u64> {
+    if classes.is_empty() {
+        return BTreeMap::from([(0, len as u64)]);
+    }
+    let mut counts = BTreeMap::new();
+    classes[first..first + len].iter().for_each(|&class| *counts.entry(i32::from(class)).or_insert(0) += 1);
+    counts
+}
+
 /// Resolution of a scale that `weights` weights share, as a power of two of steps an octave.
 ///
 /// A step that is off by d octaves costs about 0.69 d^2 bits a weight through the table that no longer fits; a finer scale costs one bit more each time d is halved.
 /// With d uniform over a resolution r the sum is least at r^2 = 12.5 / weights.
-fn resolution(weights: usize) -> u32 {
-    (0.5 * (weights as f64 / 12.5).log2()).round().clamp(0.0, 5.0) as u32
+fn resolution(weights: usize, more: i32) -> u32 {
+    ((0.5 * (weights as f64 / 12.5).log2()).round() + f64::from(more)).clamp(0.0, 5.0) as u32
 }
 
-fn tiling(view: &View) -> (usize, usize, usize) {
+fn tiling(view: &View, tuning: &Tuning) -> (usize, usize, usize) {
     let elements = view.rows * view.columns;
-    let lanes = (elements / MIN_LANE_SYMBOLS).clamp(1, 32);
+    let lanes = (elements / tuning.min_lane_symbols.max(1)).clamp(1, 32);
     let lanes = (1 << lanes.ilog2()).min(view.columns.next_power_of_two());
     let lanes = lanes.min(view.columns);
     let bands = view.rows.div_ceil(MAX_TILE_ROWS);
     let tile_rows = view.rows.div_ceil(bands).next_multiple_of(16).min(view.rows);
-    let wanted = if view.transposed { LOOKUP_LANE_SYMBOLS } else { LANE_SYMBOLS };
+    let wanted = if view.transposed { tuning.lookup_lane_symbols } else { tuning.lane_symbols };
     let groups = view.columns.div_ceil(lanes);
     // As few tiles as the wanted length allows, all about equally wide.
     let blocks = groups.div_ceil(wanted.div_ceil(tile_rows).min(groups));
@@ -257,21 +290,21 @@ mod tests {
         {
             for transposed in [false, true] {
                 let view = View { batch: 1, rows, columns, transposed, batched: false };
-                let (lanes, per_lane, tile_rows) = tiling(&view);
+                let (lanes, per_lane, tile_rows) = tiling(&view, &Tuning::default());
                 assert!((1..=32).contains(&lanes) && lanes <= columns);
                 assert!(per_lane >= 1 && (per_lane - 1) * lanes < columns);
                 assert!((1..=rows).contains(&tile_rows) && tile_rows <= MAX_TILE_ROWS);
             }
         }
         let view = View { batch: 1, rows: 2048, columns: 2048, transposed: false, batched: false };
-        assert_eq!(tiling(&view), (32, 4, 2048));
+        assert_eq!(tiling(&view, &Tuning::default()), (32, 4, 2048));
     }
 
     #[test]
     fn equal_rows_and_columns_need_no_side_information() {
         let view = View { batch: 1, rows: 64, columns: 64, transposed: false, batched: false };
         let weights: Vec<f32> = (0..4096).map(|i| if (i / 3) % 2 == 0 { 0.5 } else { -0.5 }).collect();
-        let plan = TensorPlan::measure(view, &weights, 1.0, ClassSpacing(0.25));
+        let plan = TensorPlan::measure(view, &weights, 1.0, ClassSpacing(0.25), &Tuning::default());
         assert!(plan.row_scale.is_empty() && plan.column_class.is_empty() && plan.row_class.is_empty());
         assert_eq!(plan.step, -512);
     }
@@ -286,11 +319,11 @@ mod tests {
                 sign * if row < 64 { 4.0 } else { 1.0 } * if column < 128 { 2.0 } else { 1.0 }
             })
             .collect();
-        let plan = TensorPlan::measure(view, &weights, 1.0, ClassSpacing(0.5));
+        let plan = TensorPlan::measure(view, &weights, 1.0, ClassSpacing(0.5), &Tuning::default());
         let unit = 1 << plan.row_shift;
         assert_eq!(i32::from(plan.row_scale[0] - plan.row_scale[255]), 2 * unit);
         assert_eq!(plan.column_class[0] - plan.column_class[255], 2);
-        let flat = TensorPlan::measure(view, &weights, 0.0, ClassSpacing(0.5));
+        let flat = TensorPlan::measure(view, &weights, 0.0, ClassSpacing(0.5), &Tuning::default());
         assert!(flat.row_scale.is_empty());
         assert_eq!(flat.row_class[0] - flat.row_class[255], 4);
     }

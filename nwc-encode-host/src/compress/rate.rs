@@ -3,10 +3,13 @@
 //! The steps of a whole model move together: one number is searched, [`TensorCoder::rate_step`]. A sample of the model's columns is kept in memory in
 //! units that do not depend on it, so a rate costs one search over the sample.
 
+use std::collections::HashMap;
+
 use rayon::prelude::*;
 
 use super::encode::{COLUMN_CLASS, Codec, ROW_CLASS, ROW_SCALE, TensorCoder};
 use super::plan::{OCTAVE, TensorPlan};
+use super::{Settings, Tuning};
 use crate::coding::search::{Block, LANES, Quantiser, RateModel, Search};
 use crate::coding::table::{BitWriter, Counts, Table, Tally};
 
@@ -15,8 +18,7 @@ pub const SAMPLE_WEIGHTS: usize = 8 << 20;
 /// Bins of a histogram, either side of zero, and how many go to a step of rate 0 (a row's deviation).
 const BINS: usize = 2048;
 const BINS_PER_UNIT: f64 = 64.0;
-/// Precisions of tables to choose from, and what one more bit must save, in bits a symbol: it doubles a decoder's look-up tables.
-const PRECISIONS: std::ops::RangeInclusive<u32> = 12..=14;
+/// What one more bit of the tables' precision must save, in bits a symbol: it doubles a decoder's look-up tables.
 const PRECISION_BITS: f64 = 0.0015;
 
 /// A group of columns, in units of the step at rate 0.
@@ -73,6 +75,7 @@ impl TensorSample {
 #[derive(Debug)]
 pub struct Sample {
     quantiser: Quantiser,
+    tuning: Tuning,
     tensors: Vec<TensorSample>,
     /// Number of classes.
     pub classes: usize,
@@ -81,6 +84,9 @@ pub struct Sample {
     /// Of each class: how often each magnitude occurs, in bins of 1/64 of the row's step at rate 0.
     histograms: Vec<Vec<u32>>,
     side: [Option<Counts>; 4],
+    /// Of each tensor: how many weights each class has, and the bits of its side information.
+    class_counts: Vec<Vec<f64>>,
+    side_bits: Vec<f64>,
 }
 
 /// What a rate costs.
@@ -90,13 +96,13 @@ pub struct Estimate {
     pub codec: Codec,
     /// Costs for the search.
     pub rate: RateModel,
-    /// Bytes of the streams' symbols of the whole model.
-    pub symbol_bytes: f64,
+    /// Bytes of the symbols of each tensor's streams.
+    pub tensor_bytes: Vec<f64>,
 }
 
 impl Sample {
     /// From the samples of all tensors and their plans, in the same order.
-    pub fn new(quantiser: Quantiser, plans: &[&TensorPlan], tensors: Vec<TensorSample>) -> Self {
+    pub fn new(settings: &Settings, plans: &[&TensorPlan], tensors: Vec<TensorSample>) -> Self {
         let ranges: Vec<_> = plans.iter().map(|plan| plan.class_range()).collect();
         let least = ranges.iter().map(|range| range.0).min().unwrap_or(0);
         let largest = ranges.iter().map(|range| range.1).max().unwrap_or(0);
@@ -125,7 +131,40 @@ impl Sample {
         side[ROW_SCALE] = side_counts(&|plan| &plan.row_scale);
         side[ROW_CLASS] = side_counts(&|plan| &plan.row_class);
         side[COLUMN_CLASS] = side_counts(&|plan| &plan.column_class);
-        Self { quantiser, tensors, classes, class_offset: -least, histograms, side }
+        let class_counts = plans
+            .iter()
+            .map(|plan| {
+                let mut counts = vec![0.0; classes];
+                for (class, count) in plan.class_counts() {
+                    counts[(class - least).clamp(0, classes as i32 - 1) as usize] += count as f64;
+                }
+                counts
+            })
+            .collect();
+        let information = |counts: &Option<Counts>, values: &[i16]| {
+            let Some(counts) = counts else { return 0.0 };
+            let (total, by_value) = (counts.total() as f64, counts.iter().collect::<HashMap<_, _>>());
+            values.iter().map(|&value| (total / by_value[&i32::from(value)] as f64).log2()).sum::<f64>()
+        };
+        let side_bits = plans
+            .iter()
+            .map(|plan| {
+                information(&side[ROW_SCALE], &plan.row_scale)
+                    + information(&side[ROW_CLASS], &plan.row_class)
+                    + information(&side[COLUMN_CLASS], &plan.column_class)
+            })
+            .collect();
+        Self {
+            quantiser: settings.quantiser.clone(),
+            tuning: settings.tuning.clone(),
+            tensors,
+            classes,
+            class_offset: -least,
+            histograms,
+            side,
+            class_counts,
+            side_bits,
+        }
     }
 
     /// Costs for the search before any table is fitted: each value takes the share of its class's weights that lie nearest to it.
@@ -228,23 +267,39 @@ impl Sample {
             .sum();
         let scale = all / sampled as f64;
 
-        let (precision, unions, weights) = fit_tables(&self.quantiser, &totals, scale);
-        let symbol_bits: f64 = counted
-            .iter()
-            .map(|(tensor, counts)| {
-                let bits: f64 = counts
-                    .iter()
-                    .enumerate()
-                    .map(|(number, counts)| {
-                        let table = &weights[number / 2 * unions + number % 2 % unions];
-                        counts.iter().map(|(value, n)| n as f64 * f64::from(table.bits(value))).sum::<f64>()
-                    })
-                    .sum();
-                bits * self.tensors[*tensor].scale
+        let (precision, unions, weights) = self.fit_tables(&totals, scale);
+        // Bits and number of the weights that were searched, by tensor and class.
+        let mut searched = vec![vec![(0.0, 0.0); self.classes]; self.tensors.len()];
+        for (tensor, counts) in &counted {
+            for (number, counts) in counts.iter().enumerate() {
+                let table = &weights[number / 2 * unions + number % 2 % unions];
+                let (bits, count) = &mut searched[*tensor][number / 2];
+                for (value, n) in counts.iter() {
+                    *bits += n as f64 * f64::from(table.bits(value));
+                    *count += n as f64;
+                }
+            }
+        }
+        let rates: Vec<f64> = (0..self.classes)
+            .map(|class| {
+                let all = searched.iter().map(|tensor| tensor[class]);
+                let (bits, count) = all.fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+                if count > 0.0 { bits / count } else { 0.0 }
             })
-            .sum();
-        let side_bits: f64 =
-            self.side.iter().flatten().map(|counts| counts.entropy() * counts.total() as f64).sum();
+            .collect();
+        let tensor_bytes = searched
+            .iter()
+            .zip(&self.class_counts)
+            .zip(&self.side_bits)
+            .map(|((searched, counts), side_bits)| {
+                // The sample has more of some classes, and less of others, than the tensor has: that the rates of classes tell.
+                let bits: f64 = searched.iter().map(|(bits, _)| bits).sum();
+                let expected: f64 = searched.iter().zip(&rates).map(|((_, count), rate)| count * rate).sum();
+                let whole: f64 = counts.iter().zip(&rates).map(|(count, rate)| count * rate).sum();
+                let factor = if expected > 0.0 { bits / expected } else { 1.0 };
+                (whole * factor + side_bits) / 8.0
+            })
+            .collect();
         let side = self
             .side
             .each_ref()
@@ -257,49 +312,55 @@ impl Sample {
             weights,
             side,
         };
-        Estimate { codec, rate, symbol_bytes: (symbol_bits + side_bits) / 8.0 }
+        Estimate { codec, rate, tensor_bytes }
+    }
+
+    /// The cheapest weight tables for the counts of a sample: with which precision, and one or two (by union) for a class. `scale` says how many
+    /// symbols will be coded for each one counted.
+    fn fit_tables(&self, by_union: &[Counts], scale: f64) -> (u32, usize, Vec<Table>) {
+        let precisions = &self.tuning.precisions;
+        let merged: Vec<Counts> = by_union
+            .chunks_exact(2)
+            .map(|pair| {
+                let mut both = pair[0].clone();
+                both.merge(&pair[1]);
+                both
+            })
+            .collect();
+        let symbols: u64 = merged.iter().map(Counts::total).sum();
+        let candidate = |precision: u32, unions: usize| {
+            let counts = if unions == 2 { by_union } else { &merged };
+            let tables: Vec<Table> =
+                counts.iter().map(|counts| Table::fit_weights(counts, precision, scale)).collect();
+            let mut stored = BitWriter::default();
+            tables.iter().for_each(|table| table.write(&mut stored));
+            let bits: f64 = tables
+                .iter()
+                .zip(counts)
+                .flat_map(|(table, counts)| {
+                    counts.iter().map(|(value, n)| n as f64 * f64::from(table.bits(value)))
+                })
+                .sum();
+            let penalty = PRECISION_BITS * f64::from(precision - precisions.start()) * symbols as f64;
+            (stored.finish().len() as f64 * 8.0 + (bits + penalty) * scale, precision, unions, tables)
+        };
+        let unions = match (&self.quantiser, self.tuning.unions) {
+            (Quantiser::Scalar, _) => 1..=1,
+            (_, None) => 1..=2,
+            (_, Some(unions)) => unions..=unions,
+        };
+        precisions
+            .clone()
+            .flat_map(|precision| unions.clone().map(move |unions| (precision, unions)))
+            .map(|(precision, unions)| candidate(precision, unions))
+            .min_by(|a, b| a.0.total_cmp(&b.0))
+            .map(|(_, precision, unions, tables)| (precision, unions, tables))
+            .expect("there are candidates")
     }
 }
 
-/// The cheapest weight tables for the counts of a sample: with which precision, and one or two (by union) for a class. `scale` says how many
-/// symbols will be coded for each one counted.
-fn fit_tables(quantiser: &Quantiser, by_union: &[Counts], scale: f64) -> (u32, usize, Vec<Table>) {
-    let merged: Vec<Counts> = by_union
-        .chunks_exact(2)
-        .map(|pair| {
-            let mut both = pair[0].clone();
-            both.merge(&pair[1]);
-            both
-        })
-        .collect();
-    let symbols: u64 = merged.iter().map(Counts::total).sum();
-    let candidate = |precision: u32, unions: usize| {
-        let counts = if unions == 2 { by_union } else { &merged };
-        let tables: Vec<Table> =
-            counts.iter().map(|counts| Table::fit_weights(counts, precision, scale)).collect();
-        let mut stored = BitWriter::default();
-        tables.iter().for_each(|table| table.write(&mut stored));
-        let bits: f64 = tables
-            .iter()
-            .zip(counts)
-            .flat_map(|(table, counts)| {
-                counts.iter().map(|(value, n)| n as f64 * f64::from(table.bits(value)))
-            })
-            .sum();
-        let penalty = PRECISION_BITS * f64::from(precision - PRECISIONS.start()) * symbols as f64;
-        (stored.finish().len() as f64 * 8.0 + (bits + penalty) * scale, precision, unions, tables)
-    };
-    let most_unions = if matches!(quantiser, Quantiser::Trellis(_)) { 2 } else { 1 };
-    PRECISIONS
-        .flat_map(|precision| (1..=most_unions).map(move |unions| (precision, unions)))
-        .map(|(precision, unions)| candidate(precision, unions))
-        .min_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, precision, unions, tables)| (precision, unions, tables))
-        .expect("there are candidates")
-}
-
-/// The rate step to try after those that missed: between those that came out too large and too small, or further on, by the rule that an octave is a bit a
-/// weight, `per_bit` bytes in all. `None` when there is none left.
+/// The rate step to try after those that missed: between those that came out too large and too small, or further on, at first by the rule that an octave
+/// is a bit a weight, `per_bit` bytes in all. `None` when there is none left.
 pub fn next_step(
     tried: &[(i32, f64)],
     target: f64,
@@ -317,12 +378,17 @@ pub fn next_step(
             let part = if exponential.is_finite() { f64::midpoint(linear, exponential) } else { linear };
             a.0 + ((f64::from(b.0 - a.0) * part).round() as i32).clamp(1, b.0 - a.0 - 1)
         }
-        // All on one side: go on from the last one, at least twice as far as what was tried reaches.
+        // All on one side: go on from the nearest, as steeply as the last two were apart, and one step more so that the next is on the other side.
         (Some(&(from, bytes)), None) | (None, Some(&(from, bytes))) => {
-            let span = tried.iter().map(|t| (t.0 - from).abs()).max().unwrap_or(0);
-            let change = ((target - bytes) / (-per_bit / OCTAVE)).clamp(-1500.0, 1500.0) as i32;
-            let least = (2 * span).max(1) * if bytes > target { 1 } else { -1 };
-            from + if change.abs() > least.abs() { change } else { least }
+            let rule = -per_bit / OCTAVE;
+            let slope = match tried {
+                [.., a, b] if a.0 != b.0 => {
+                    ((b.1 - a.1) / f64::from(b.0 - a.0)).clamp(1.5 * rule, 0.02 * rule)
+                }
+                _ => rule,
+            };
+            let change = ((target - bytes) / slope).clamp(-1500.0, 1500.0) as i32;
+            from + change + if bytes > target { 1 } else { -1 }
         }
         _ => return None,
     };
