@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod deny;
 mod docs;
+mod experiment;
 mod fuzz_build;
 mod lint;
 mod make_model;
@@ -60,6 +61,11 @@ enum Verb {
     },
     /// Run the benchmarks; the results go to benches/results/bench.json and into the README
     Bench,
+    /// Try what choices of the encoder are worth; the results go to benches/results/
+    Experiment {
+        /// What to try
+        subject: experiment::Subject,
+    },
     /// Write the conformance vectors again, after a change of the format
     Vectors {
         /// Only compare them with those that are there
@@ -96,6 +102,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Quickstart => quickstart::run_through(),
         Verb::Record { subject } => record::record(*subject),
         Verb::Bench => bench::run_all(),
+        Verb::Experiment { subject } => experiment::run(*subject),
         Verb::Vectors { check } => reference::vectors(*check),
         // `ci` has its own last line, which other programs read; nothing is printed after it.
         Verb::Ci => {

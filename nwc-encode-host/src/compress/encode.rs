@@ -156,10 +156,8 @@ impl<'a> Worker<'a> {
     pub fn encode_tile(&mut self, coder: &TensorCoder<'_>, weights: &[f32], tile: usize) -> Vec<u8> {
         let (encoder, codec) = (self.encoder, self.encoder.codec);
         let mut states = [0u8; LANES];
-        let mut lanes = 0;
         self.writer.clear();
         for group in coder.tile_groups(tile) {
-            lanes = group.lanes.max(lanes);
             let places = group.rows * LANES;
             if self.weights.len() < places {
                 self.weights.resize(places, 0.0);
@@ -201,7 +199,7 @@ impl<'a> Worker<'a> {
                 }
             }
         }
-        self.writer.finish(lanes, codec.precision, &encoder.symbols)
+        self.writer.finish(coder.plan.tile_lanes(tile), codec.precision, &encoder.symbols)
     }
 }
 

@@ -53,6 +53,8 @@ pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<R
         split: Split::of(&container).map_err(wrap)?,
         nmse: 0.0,
         nmse_mean: 0.0,
+        streams: coded.streams,
+        lane_states: coded.lane_states,
         symbol_entropy: 0.0,
         tensors: Vec::new(),
     };

@@ -66,6 +66,9 @@ pub(super) struct Coded {
     pub(super) items: SpooledTempFile,
     /// Entropy of all symbols, in bits.
     pub(super) entropy_bits: f64,
+    /// Number of streams, and of their lanes.
+    pub(super) streams: u64,
+    pub(super) lane_states: u64,
 }
 
 impl Coded {
@@ -340,6 +343,7 @@ impl Job<'_> {
         let mut items = BufWriter::new(tempfile::spooled_tempfile(SPOOL_BYTES));
         let encoder = Encoder::new(codec, &estimate.rate);
         let mut tally = codec.tally();
+        let (mut streams, mut lane_states) = (0, 0);
         self.progress.begin("coding", planned.weights);
         let mut next = 0;
         for batch in self.batches() {
@@ -372,19 +376,22 @@ impl Job<'_> {
                     Ok((streams, worker.tally))
                 })
                 .collect();
-            let mut streams = Vec::with_capacity(tiles.len());
+            let mut encoded = Vec::with_capacity(tiles.len());
             for part in parts {
                 let (part, part_tally) = part?;
-                streams.extend(part);
+                encoded.extend(part);
                 tally.merge(&part_tally);
             }
-            let mut streams = streams.into_iter();
+            let mut encoded = encoded.into_iter();
             for (coder, &(index, _)) in coders.iter().zip(&batch) {
                 let plan = coder.plan;
                 let bands = if plan.has_row_streams() { plan.bands() } else { 0 };
                 let mut parts: Vec<Vec<u8>> =
                     (0..bands).map(|band| coder.encode_rows(&encoder, band)).collect();
-                parts.extend(streams.by_ref().take(plan.tiles()));
+                parts.extend(encoded.by_ref().take(plan.tiles()));
+                streams += parts.len() as u64;
+                lane_states +=
+                    (bands + (0..plan.tiles()).map(|tile| plan.tile_lanes(tile)).sum::<usize>()) as u64;
                 let len = write_item(&mut items, &parts).map_err(cannot_spool)?;
                 let EntryKind::Coded(entry) = &mut entries[index].kind else { unreachable!("it has a plan") };
                 entry.len = len.ok_or_else(|| {
@@ -396,7 +403,7 @@ impl Job<'_> {
         let items = items.into_inner().map_err(|error| cannot_spool(error.into_error()))?;
         let counts = tally.by_union(&codec.quantiser);
         let entropy_bits = counts.iter().map(|counts| counts.entropy() * counts.total() as f64).sum();
-        Ok(Coded { entries, codec: codec.to_bytes(), items, entropy_bits })
+        Ok(Coded { entries, codec: codec.to_bytes(), items, entropy_bits, streams, lane_states })
     }
 }
 

@@ -136,6 +136,10 @@ pub struct Report {
     pub symbol_entropy: f64,
     /// Mean of the coded tensors' nMSE.
     pub nmse_mean: f64,
+    /// Number of streams, and of the lanes of all of them.
+    pub streams: u64,
+    /// Each begins with a state, of whose 32 bits about 24 carry nothing.
+    pub lane_states: u64,
     /// Every tensor.
     pub tensors: Vec<TensorReport>,
 }

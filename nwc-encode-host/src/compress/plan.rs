@@ -155,6 +155,12 @@ impl TensorPlan {
         self.bands() * self.column_blocks()
     }
 
+    /// Number of lanes of a tile: the last ones of a band may have fewer columns.
+    pub fn tile_lanes(&self, tile: usize) -> usize {
+        let first = tile % self.column_blocks() * self.lanes * self.columns_per_lane;
+        self.lanes.min(self.view.columns - first)
+    }
+
     /// Whether rows have a stream of their own.
     pub fn has_row_streams(&self) -> bool {
         !self.row_scale.is_empty() || !self.row_class.is_empty()

@@ -1,0 +1,38 @@
+//! Experiments on the encoder, kept like other measurements under `benches/results/`.
+
+use crate::record;
+use crate::shell::{cargo, output, root};
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+/// What can be tried.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Subject {
+    /// Encoding time against rate and distortion, by number of states, with a plot: about 2 minutes
+    Frontier,
+    /// What each choice of the encoder and each part of the file costs: about 2 minutes
+    Overhead,
+}
+
+/// Measures, and writes `benches/results/SUBJECT.json`; the frontier is drawn in `docs/frontier.svg`. Models of `$NWC_ASSETS` are measured too.
+pub(crate) fn run(subject: Subject) -> Result<()> {
+    let assets = std::env::var("NWC_ASSETS").ok();
+    if assets.is_none() {
+        println!("set NWC_ASSETS to the folder with models/ to measure those too");
+    }
+    let svg = root().join("docs/frontier.svg").display().to_string();
+    let (name, paths) = match subject {
+        Subject::Frontier => ("frontier", [Some(svg), assets]),
+        Subject::Overhead => ("overhead", [assets, None]),
+    };
+    let fixed = ["run", "--release", "--quiet", "-p", "nwc-benches", "--example", "experiment", "--", name];
+    let text = output(
+        cargo(fixed.into_iter().chain(paths.iter().flatten().map(String::as_str)))
+            .stderr(std::process::Stdio::inherit()),
+    )?;
+    record::write(
+        name,
+        &format!("cargo xtask experiment {name}"),
+        &serde_json::from_str(&text).context("the experiment printed no JSON")?,
+    )
+}
