@@ -56,6 +56,9 @@ pub trait Lanes: Copy {
         table: &[Candidates],
     ) -> [Self::Float; 4];
 
+    /// Index mod 4 of the cheapest candidate.
+    fn cheapest(self, metrics: &[Self::Float; 4]) -> Self::Int;
+
     /// One step back along the best path into each lane's state: the state before, and the index mod 4 that was chosen there. `decisions`
     /// holds, for each of the trellis's `N` states, bit l: which branch lane l came by.
     fn back<const N: usize>(
@@ -143,6 +146,15 @@ impl Lanes for Portable {
             }
         }
         metrics
+    }
+
+    #[inline(always)]
+    fn cheapest(self, metrics: &[Self::Float; 4]) -> Self::Int {
+        std::array::from_fn(|lane| {
+            let [a, b, c, d] = metrics.map(|metric| metric[lane]);
+            let (low, high) = (if b < a { (b, 1) } else { (a, 0) }, if d < c { (d, 3) } else { (c, 2) });
+            if high.0 < low.0 { high.1 } else { low.1 }
+        })
     }
 
     #[inline(always)]
@@ -327,6 +339,19 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn cheapest(self, metrics: &[Self::Float; 4]) -> Self::Int {
+            let (low, low_bits) = self.choose(metrics[0], metrics[1]);
+            let (high, high_bits) = self.choose(metrics[2], metrics[3]);
+            let (_, upper) = self.choose(low, high);
+            let mut subsets = [0; WIDTH];
+            for (lane, subset) in subsets.iter_mut().enumerate() {
+                let [low, high, upper] = [low_bits, high_bits, upper].map(|bits| i32::from(bits >> lane & 1));
+                *subset = if upper == 0 { low } else { 2 + high };
+            }
+            self.load_int(&subsets)
+        }
+
+        #[inline(always)]
         fn back<const N: usize>(
             self,
             decisions: &[u16; N],
@@ -482,6 +507,18 @@ mod x86 {
                 );
             }
             metrics
+        }
+
+        #[inline(always)]
+        fn cheapest(self, metrics: &[Self::Float; 4]) -> Self::Int {
+            let (low, low_bits) = self.choose(metrics[0], metrics[1]);
+            let (high, high_bits) = self.choose(metrics[2], metrics[3]);
+            let (_, upper) = self.choose(low, high);
+            simd!(
+                let low = _mm512_maskz_set1_epi32(low_bits, 1);
+                let high = _mm512_mask_set1_epi32(_mm512_set1_epi32(2), high_bits, 3);
+                _mm512_mask_mov_epi32(low, upper, high)
+            )
         }
 
         #[inline(always)]

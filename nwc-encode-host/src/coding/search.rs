@@ -8,8 +8,9 @@ use super::trellis::{Taps, Trellis};
 
 /// Columns of a block.
 pub const LANES: usize = nwc_decode_core::MAX_LANES;
-/// Largest magnitude of a weight that is searched for: the indices next to it can be expressed, whatever their parity.
+/// Largest magnitudes of weights that are searched for: the values of the indices next to them fit an i16.
 const MAX_WEIGHT: f32 = 65_530.0;
+const MAX_WEIGHT_SCALAR: f32 = 32_760.0;
 /// More than any path costs.
 const UNREACHED: f32 = 1e30;
 /// Rows after which path costs are made small again, so that f32 resolves them.
@@ -67,8 +68,7 @@ pub struct RateModel {
     /// Floors of weights that have costs of their own: from a multiple of 4 to one below a multiple of 4.
     first: i32,
     last: i32,
-    /// For each class and floor, what the candidates next to it cost. For a trellis: the four indices around, by index mod 4, with the
-    /// constant part of their squared distances. For the scalar quantiser: the floor and the index above it.
+    /// For each class and floor, what the four indices around it cost, by index mod 4, with the constant part of their squared distances.
     costs: Vec<Candidates>,
 }
 
@@ -95,11 +95,8 @@ impl RateModel {
             let by_index: Vec<f32> = (first - 1..=last + 2).map(cost).collect();
             costs.extend((first..=last).zip(by_index.windows(4)).map(|(floor, around)| {
                 let mut candidates = [0.0; 4];
-                match quantiser {
-                    Quantiser::Scalar => candidates[..2].copy_from_slice(&around[1..3]),
-                    Quantiser::Trellis(_) => (0..4).for_each(|place| {
-                        candidates[subset_at(floor, place)] = CONSTANTS[place] + around[place];
-                    }),
+                for (place, cost) in around.iter().enumerate() {
+                    candidates[subset_at(floor, place)] = CONSTANTS[place] + cost;
                 }
                 candidates
             }));
@@ -116,12 +113,6 @@ impl RateModel {
     #[inline(always)]
     fn base(&self, class: i32) -> i32 {
         class.clamp(0, self.classes as i32 - 1) * (self.last - self.first + 1) - self.first
-    }
-
-    /// What the scalar quantiser's index at or just above a floor costs.
-    #[inline(always)]
-    fn scalar(&self, base: i32, floor: i32) -> &Candidates {
-        &self.costs[(base + floor.clamp(self.first, self.last)) as usize]
     }
 }
 
@@ -202,21 +193,24 @@ impl Search {
         states: &mut [u8; LANES],
         indices: &mut [i32],
     ) {
-        let Quantiser::Trellis(trellis) = quantiser else { return scalar(rate, block, indices) };
         for first in (0..block.lanes).step_by(WIDTH) {
             let states = states[first..].first_chunk_mut().expect("WIDTH divides LANES");
             let group = Group { rate, block, first };
-            match trellis.states() {
-                8 => self.dispatch::<8>(&group, states, indices),
-                16 => self.dispatch::<16>(&group, states, indices),
-                32 => self.dispatch::<32>(&group, states, indices),
-                64 => self.dispatch::<64>(&group, states, indices),
-                128 => self.dispatch::<128>(&group, states, indices),
-                _ => self.dispatch::<256>(&group, states, indices),
+            match quantiser {
+                Quantiser::Scalar => self.dispatch::<1>(&group, states, indices),
+                Quantiser::Trellis(trellis) => match trellis.states() {
+                    8 => self.dispatch::<8>(&group, states, indices),
+                    16 => self.dispatch::<16>(&group, states, indices),
+                    32 => self.dispatch::<32>(&group, states, indices),
+                    64 => self.dispatch::<64>(&group, states, indices),
+                    128 => self.dispatch::<128>(&group, states, indices),
+                    _ => self.dispatch::<256>(&group, states, indices),
+                },
             }
         }
     }
 
+    /// A trellis of `N` states; one state stands for the scalar quantiser.
     fn dispatch<const N: usize>(&mut self, group: &Group<'_>, states: &mut [u8; WIDTH], indices: &mut [i32]) {
         let words = indices.len() / LANES * N;
         if self.decisions.len() < words {
@@ -224,14 +218,14 @@ impl Search {
         }
         let decisions = self.decisions[..words].as_chunks_mut::<N>().0;
         match self.instructions {
-            Instructions::Portable => group.viterbi(Portable, states, indices, decisions),
+            Instructions::Portable => group.search(Portable, states, indices, decisions),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the value is the proof that the processor has the instructions.
-            Instructions::Avx2(lanes) => unsafe { viterbi_avx2(lanes, group, states, indices, decisions) },
+            Instructions::Avx2(lanes) => unsafe { search_avx2(lanes, group, states, indices, decisions) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the value is the proof that the processor has the instructions.
             Instructions::Avx512(lanes) => unsafe {
-                viterbi_avx512(lanes, group, states, indices, decisions);
+                search_avx512(lanes, group, states, indices, decisions);
             },
         }
     }
@@ -239,47 +233,26 @@ impl Search {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn viterbi_avx2<const N: usize>(
+fn search_avx2<const N: usize>(
     lanes: super::lanes::Avx2,
     group: &Group<'_>,
     states: &mut [u8; WIDTH],
     indices: &mut [i32],
     decisions: &mut [[u16; N]],
 ) {
-    group.viterbi(lanes, states, indices, decisions);
+    group.search(lanes, states, indices, decisions);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn viterbi_avx512<const N: usize>(
+fn search_avx512<const N: usize>(
     lanes: super::lanes::Avx512,
     group: &Group<'_>,
     states: &mut [u8; WIDTH],
     indices: &mut [i32],
     decisions: &mut [[u16; N]],
 ) {
-    group.viterbi(lanes, states, indices, decisions);
-}
-
-/// Each weight by itself: the index below, the one above, or 0, which is cheapest to code.
-fn scalar(rate: &RateModel, block: &Block<'_>, indices: &mut [i32]) {
-    let mut bases = block.column_class.map(|class| rate.base(class));
-    for (row, out) in indices.chunks_exact_mut(LANES).enumerate() {
-        if let Some(more) = block.row_class.get(row) {
-            bases = block.column_class.map(|class| rate.base(class + more));
-        }
-        let weights = &block.weights[row * LANES..][..block.lanes];
-        for ((out, &x), &base) in out.iter_mut().zip(weights).zip(&bases) {
-            let x = x.clamp(-32_767.0, 32_766.0);
-            let floor = x.floor();
-            let t = x - floor;
-            let [below, above, ..] = *rate.scalar(base, floor as i32);
-            let [zero, ..] = *rate.scalar(base, 0);
-            let (below, above, zero) = (t * t + below, (1.0 - t) * (1.0 - t) + above, x * x + zero);
-            let nearest = floor as i32 + i32::from(above < below);
-            *out = if zero <= below.min(above) { 0 } else { nearest };
-        }
-    }
+    group.search(lanes, states, indices, decisions);
 }
 
 /// [`WIDTH`] neighbouring lanes of a block.
@@ -290,6 +263,36 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
+    #[inline(always)]
+    fn search<L: Lanes, const N: usize>(
+        &self,
+        lanes: L,
+        states: &mut [u8; WIDTH],
+        indices: &mut [i32],
+        decisions: &mut [[u16; N]],
+    ) {
+        if N == 1 {
+            self.scalar(lanes, indices);
+        } else {
+            self.viterbi(lanes, states, indices, decisions);
+        }
+    }
+
+    /// Each weight by itself.
+    #[inline(always)]
+    fn scalar<L: Lanes>(&self, lanes: L, indices: &mut [i32]) {
+        let mut bases = lanes.load_int(&self.block.bases(self.rate, 0, self.first));
+        for (row, out) in indices.chunks_exact_mut(LANES).enumerate() {
+            if !self.block.row_class.is_empty() {
+                bases = lanes.load_int(&self.block.bases(self.rate, row, self.first));
+            }
+            let weights = self.weights(lanes, row, MAX_WEIGHT_SCALAR);
+            let metrics = lanes.metrics(weights, bases, self.rate.first, self.rate.last, &self.rate.costs);
+            let out = out[self.first..].first_chunk_mut().expect("WIDTH divides LANES");
+            lanes.store_int(lanes.index(weights, lanes.cheapest(&metrics)), out);
+        }
+    }
+
     #[inline(always)]
     fn viterbi<L: Lanes, const N: usize>(
         &self,
@@ -312,7 +315,7 @@ impl Group<'_> {
                 bases = lanes.load_int(&self.block.bases(self.rate, row, self.first));
             }
             let metrics = lanes.metrics(
-                self.weights(lanes, row),
+                self.weights(lanes, row, MAX_WEIGHT),
                 bases,
                 self.rate.first,
                 self.rate.last,
@@ -343,18 +346,26 @@ impl Group<'_> {
         }
         *states = ends.map(|state| state as u8);
         let mut current = lanes.load_int(&ends);
-        let Taps { parity, free } = const { Taps::of(N).expect("a trellis has this number of states") };
+        let Taps { parity, free } = const { taps::<N>() };
         for (row, decisions) in decisions.iter().enumerate().rev() {
             let (before, subsets) = lanes.back(decisions, current, (parity, free));
             let out = indices[row * LANES + self.first..].first_chunk_mut().expect("WIDTH divides LANES");
-            lanes.store_int(lanes.index(self.weights(lanes, row), subsets), out);
+            lanes.store_int(lanes.index(self.weights(lanes, row, MAX_WEIGHT), subsets), out);
             current = before;
         }
     }
 
     #[inline(always)]
-    fn weights<L: Lanes>(&self, lanes: L, row: usize) -> L::Float {
-        lanes.limit(lanes.load(self.block.weights(row, self.first)), MAX_WEIGHT)
+    fn weights<L: Lanes>(&self, lanes: L, row: usize, most: f32) -> L::Float {
+        lanes.limit(lanes.load(self.block.weights(row, self.first)), most)
+    }
+}
+
+/// The taps of the trellis with this number of states; any of the scalar quantiser, whose code does not run them.
+const fn taps<const N: usize>() -> Taps {
+    match Taps::of(if N == 1 { 8 } else { N }) {
+        Some(taps) => taps,
+        None => panic!("there is no trellis of so many states"),
     }
 }
 
@@ -369,7 +380,7 @@ fn advance<L: Lanes, const N: usize>(
     after: &mut [L::Float; N],
     decisions: &mut [u16; N],
 ) {
-    let Taps { parity, free } = const { Taps::of(N).expect("a trellis has this number of states") };
+    let Taps { parity, free } = const { taps::<N>() };
     let (parity, free) = (usize::from(parity), usize::from(free));
     // One of each pair is the one without the highest bit of `free`.
     let low = (1 << free.ilog2()) - 1;
@@ -504,10 +515,10 @@ mod tests {
                 for other in &found[1..] {
                     assert!(*other == found[0], "{states} states");
                 }
-                for lane in 0..lanes {
+                for (lane, (&start, &found_end)) in starts.iter().zip(&found[0].0).enumerate() {
                     let chosen = found[0].1.iter().skip(lane).step_by(lanes);
-                    let end = chosen.fold(starts[lane], |state, &index| step(&trellis, state, index));
-                    assert_eq!(end, found[0].0[lane]);
+                    let end = chosen.fold(start, |state, &index| step(&trellis, state, index));
+                    assert_eq!(end, found_end);
                 }
             }
         }
@@ -531,17 +542,21 @@ mod tests {
     }
 
     #[test]
-    fn the_scalar_quantiser_takes_the_cheapest_of_the_nearest_and_zero() {
+    fn the_scalar_quantiser_takes_the_cheapest_of_the_nearest() {
         let quantiser = Quantiser::Scalar;
         let rate = rate(&quantiser);
         let weights: Vec<f32> = (0..8 * LANES).map(|i| (i as f32 - 128.0) / 5.0).collect();
         let block = Block { weights: &weights, column_class: &[1; LANES], row_class: &[], lanes: LANES };
-        let mut indices = vec![0; weights.len()];
-        Search::default().run(&quantiser, &rate, &block, &mut [0; LANES], &mut indices);
-        for (&x, &index) in weights.iter().zip(&indices) {
-            let cost = |index: f32| cost_of(&quantiser, &[x], 1, &[index as i32]);
-            let best = [x.floor(), x.ceil(), 0.0].map(cost).into_iter().fold(f64::MAX, f64::min);
-            assert!((cost(index as f32) - best).abs() < 1e-4, "{x}: {index}");
+        for instructions in Instructions::available() {
+            let mut indices = vec![0; weights.len()];
+            let mut search = Search { instructions, decisions: Vec::new() };
+            search.run(&quantiser, &rate, &block, &mut [0; LANES], &mut indices);
+            for (&x, &index) in weights.iter().zip(&indices) {
+                let cost = |index: f32| cost_of(&quantiser, &[x], 1, &[index as i32]);
+                let near = [-1.0, 0.0, 1.0, 2.0].map(|more| cost(x.floor() + more));
+                let best = near.into_iter().fold(f64::MAX, f64::min);
+                assert!((cost(index as f32) - best).abs() < 1e-4, "{x}: {index}, {instructions:?}");
+            }
         }
     }
 }

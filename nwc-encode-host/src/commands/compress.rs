@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Outcome, human_bytes, split_lines};
 use crate::atomic::AtomicFile;
-use crate::compress::{Report, Selection, Settings, Target, compress, quantiser};
+use crate::compress::{DEFAULT_QUANTISER, Report, Selection, Settings, Target, compress, quantiser};
 use crate::container::attachments_section;
 use crate::model::{Model, SkipReason};
 use crate::progress::Progress;
@@ -53,7 +53,7 @@ pub struct CompressArgs {
 #[derive(Debug, Args)]
 pub struct CodingArgs {
     /// scalar, or trellis8 .. trellis256 by number of states
-    #[arg(long, default_value = "trellis8", value_name = "NAME")]
+    #[arg(long, default_value = DEFAULT_QUANTISER, value_name = "NAME")]
     pub quantizer: String,
     /// Steps of rows are proportional to their deviation to this power, 0 to 1
     #[arg(long, default_value_t = 1.0, value_name = "POWER", allow_negative_numbers = true)]

@@ -117,13 +117,11 @@ impl<'a> Encoder<'a> {
     /// The number of the symbol of an index, which is counted, [`ESCAPED`] in addition if it is an escape.
     #[inline(always)]
     fn symbol(&self, tally: &mut Tally, class: usize, index: i32) -> u16 {
-        match tally.add(class, index) {
-            Some(place) => self.numbers[place],
-            None => {
-                let (_, union) = self.codec.quantiser.symbol(index);
-                self.escapes[class * self.codec.unions + union % self.codec.unions] | ESCAPED
-            }
+        if let Some(place) = tally.add(class, index) {
+            return self.numbers[place];
         }
+        let (_, union) = self.codec.quantiser.symbol(index);
+        self.escapes[class * self.codec.unions + union % self.codec.unions] | ESCAPED
     }
 }
 

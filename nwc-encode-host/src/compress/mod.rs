@@ -28,6 +28,9 @@ use job::Job;
 
 /// How far below its target a rate may end, in bits a weight.
 pub const RATE_WINDOW: f64 = 0.01;
+/// The quantiser of [`Settings::new`] and of the program (docs/adr/0006-default-trellis.md).
+pub const DEFAULT_QUANTISER: &str = "trellis64";
+
 /// What the result should be.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Target {
@@ -93,9 +96,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The default settings at this rate: `trellis8`, rows normalised.
+    /// The default settings at this rate: [`DEFAULT_QUANTISER`], rows normalised.
     pub fn new(target: Target) -> Self {
-        let quantiser = quantiser("trellis8").expect("it is known");
+        let quantiser = quantiser(DEFAULT_QUANTISER).expect("it is known");
         Self {
             target,
             quantiser,
