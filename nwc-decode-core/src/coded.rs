@@ -271,7 +271,7 @@ impl<'a> CodedTensor<'a> {
         if checks == Checks::All && T::DTYPE == self.dtype {
             let mut crc = Crc32::new();
             out.iter().for_each(|weight| weight.update_crc(&mut crc));
-            if crc.value() != self.entry.content_crc {
+            if !crc.is(self.entry.content_crc) {
                 return Err(Error::ContentChecksum);
             }
         }
@@ -328,8 +328,8 @@ impl<'a> Tile<'a> {
     {
         if checks == Checks::All {
             let (stream, crc) = self.stream();
-            let rows_differ = self.row_stream().is_some_and(|(stream, crc)| Crc32::of(stream) != crc);
-            if Crc32::of(stream) != crc || rows_differ {
+            let rows_differ = self.row_stream().is_some_and(|(stream, crc)| !Crc32::fits(stream, crc));
+            if !Crc32::fits(stream, crc) || rows_differ {
                 return Err(Error::StreamChecksum);
             }
         }

@@ -114,7 +114,7 @@ impl<'a> Container<'a> {
         crc.update(file.get(..12).ok_or(Error::Truncated)?);
         crc.update(file.get(16..HEADER_BYTES).ok_or(Error::Truncated)?);
         crc.update(table);
-        if crc.value() != stated_crc {
+        if !crc.is(stated_crc) {
             return Err(Error::HeaderChecksum);
         }
         match usize::try_from(stated_len) {
@@ -165,7 +165,7 @@ impl<'a> Container<'a> {
         if data_crc != 0 {
             return Err(Error::Sections);
         }
-        if Crc32::of(directory.bytes) != directory_crc || Crc32::of(codecs.bytes) != codecs_crc {
+        if !Crc32::fits(directory.bytes, directory_crc) || !Crc32::fits(codecs.bytes, codecs_crc) {
             return Err(Error::SectionChecksum);
         }
         let container = Self {
@@ -230,7 +230,7 @@ impl<'a> Container<'a> {
         let Some(section) = self.attachments else {
             return Ok(Attachments { left: 0, reader: Reader::new(&[]) });
         };
-        if Crc32::of(section.bytes) != self.attachments_crc {
+        if !Crc32::fits(section.bytes, self.attachments_crc) {
             return Err(Error::SectionChecksum);
         }
         let mut reader = Reader::new(section.bytes);

@@ -46,6 +46,21 @@ impl Crc32 {
         !self.0
     }
 
+    /// Whether this is the checksum that a file states.
+    ///
+    /// In builds with `--cfg nwc_no_checksums` it always is: a fuzzer cannot guess checksums, and what lies behind them would stay untried. Not
+    /// a feature, which any crate of a build would switch on for all of it.
+    pub(crate) const fn is(self, stated: u32) -> bool {
+        cfg!(nwc_no_checksums) || self.value() == stated
+    }
+
+    /// Whether bytes have the checksum that a file states.
+    pub(crate) fn fits(bytes: &[u8], stated: u32) -> bool {
+        let mut crc = Self::new();
+        crc.update(bytes);
+        crc.is(stated)
+    }
+
     /// The checksum of one slice.
     pub fn of(bytes: &[u8]) -> u32 {
         let mut crc = Self::new();
