@@ -25,12 +25,14 @@ fn main() {
     for (name, bytes) in containers() {
         write("open", name, &bytes);
         write("open_fixed", name, &bytes);
+        write("differential", name, &bytes);
     }
     for (name, bytes) in safetensors() {
         write("safetensors_input", name, &bytes);
     }
     for seed in 0..8u32 {
         write("roundtrip", &format!("noise-{seed}"), &noise(seed, 64 << (seed % 4)));
+        write("tile", &format!("noise-{seed}"), &noise(seed, 64 << (seed % 4)));
     }
 }
 
@@ -44,7 +46,7 @@ fn containers() -> Vec<(&'static str, Vec<u8>)> {
         settings.selection = Selection { min_weights: 1, min_side: 1, ..Selection::default() };
         let mut file = tempfile::tempfile().expect("the system has room for temporary files");
         compress(model, attachments, &settings, &Silent, &mut file).expect("a small model can be compressed");
-        nwc_fuzz::matrices::contents(&mut file)
+        nwc_tests::fuzz::matrices::contents(&mut file)
     };
     let one = |name: &str, shape: &[usize]| {
         let mut model = OwnedTensors::default();

@@ -1,4 +1,6 @@
 //! A file of arbitrary bytes, as a container.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(init: nwc_fuzz::single_thread(), |file: &[u8]| nwc_fuzz::walk::walk(file));
+use nwc_tests::fuzz::{single_thread, walk};
+
+libfuzzer_sys::fuzz_target!(init: single_thread(), |file: &[u8]| walk::walk(file));

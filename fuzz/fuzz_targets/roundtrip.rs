@@ -1,4 +1,6 @@
 //! A small model, compressed and decoded again.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(init: nwc_fuzz::single_thread(), |job: nwc_fuzz::matrices::Job| job.run());
+use nwc_tests::fuzz::{matrices, single_thread};
+
+libfuzzer_sys::fuzz_target!(init: single_thread(), |job: matrices::Job| job.run());

@@ -5,6 +5,8 @@
 
 pub mod builder;
 pub mod decode;
+#[cfg(feature = "host")]
+pub mod fuzz;
 pub mod inflate;
 pub mod ledger;
 pub mod naive;

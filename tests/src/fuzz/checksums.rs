@@ -4,7 +4,8 @@
 
 use half::{bf16, f16};
 use nwc_decode_core::{
-    Checks, CodedTensor, Coding, Container, DType, Element, Limits, Scratch, SectionKind, Tables, Tensor,
+    Checks, CodedTensor, Coding, Container, Crc32, DType, Element, Limits, Scratch, SectionKind, Tables,
+    Tensor,
 };
 
 const HEADER_BYTES: usize = 24;
@@ -38,13 +39,13 @@ fn repair_front(file: &mut [u8]) {
     }
     for at in (HEADER_BYTES..end).step_by(SECTION_ENTRY_BYTES) {
         let Some((kind, range)) = section(file, at) else { continue };
-        let crc = if kind == SectionKind::Data as u32 { 0 } else { crc32fast::hash(&file[range]) };
+        let crc = if kind == SectionKind::Data as u32 { 0 } else { Crc32::of(&file[range]) };
         file[at + 4..at + 8].copy_from_slice(&crc.to_le_bytes());
     }
-    let mut crc = crc32fast::Hasher::new();
+    let mut crc = Crc32::new();
     crc.update(&file[..12]);
     crc.update(&file[16..end]);
-    file[12..16].copy_from_slice(&crc.finalize().to_le_bytes());
+    file[12..16].copy_from_slice(&crc.value().to_le_bytes());
 }
 
 /// Kind and bytes of the section whose entry lies at `at`; `None` if they leave the file.
@@ -70,14 +71,14 @@ fn item_patches(container: &Container<'_>) -> Vec<(usize, u32)> {
     };
     let names = u32::from_le_bytes(*file[directory.start + 4..].first_chunk().expect("it was opened"));
     let mut entry_end = directory.start + 8 + names as usize;
-    let mut left = crate::MAX_ELEMENTS;
+    let mut left = super::MAX_ELEMENTS;
     for tensor in container.tensors() {
         entry_end += tensor.entry_bytes();
         // Entries of raw and of coded tensors both end in the CRC of their content.
         match tensor.coding() {
             Coding::Raw => {
                 if let Ok(bytes) = tensor.raw(Checks::SkipChecksums) {
-                    patches.push((entry_end - 4, crc32fast::hash(bytes)));
+                    patches.push((entry_end - 4, Crc32::of(bytes)));
                 }
             }
             Coding::Coded => {
@@ -115,7 +116,7 @@ fn stream_patches(file: &[u8], coded: &CodedTensor<'_>) -> Vec<(usize, u32)> {
     let records = first - coded.record_bytes();
     found
         .into_iter()
-        .map(|(number, stream)| (records + RECORD_BYTES * number + 4, crc32fast::hash(stream)))
+        .map(|(number, stream)| (records + RECORD_BYTES * number + 4, Crc32::of(stream)))
         .collect()
 }
 
@@ -124,7 +125,7 @@ fn content_crc(container: &Container<'_>, tensor: &Tensor<'_>, coded: &CodedTens
     fn decoded<T: Element>(tables: &Tables<'_>, coded: &CodedTensor<'_>) -> Option<u32> {
         let mut out = vec![T::default(); coded.elements()];
         coded.decode(tables, Checks::SkipChecksums, &mut out).ok()?;
-        let mut crc = nwc_decode_core::Crc32::new();
+        let mut crc = Crc32::new();
         for weight in &out {
             weight.update_crc(&mut crc);
         }
