@@ -149,7 +149,8 @@ mod tests {
 
     /// Values around every binary16 and bfloat16 boundary: the neighbourhoods of all halves and their midpoints.
     fn probes() -> impl Iterator<Item = f32> {
-        (0..=u16::MAX).flat_map(|h| {
+        // Under Miri all of them would take hours.
+        (0..=u16::MAX).step_by(if cfg!(miri) { 1999 } else { 1 }).flat_map(|h| {
             [f16::from_bits(h).to_f32(), bf16::from_bits(h).to_f32()]
                 .into_iter()
                 .filter(|x| x.is_finite())

@@ -87,7 +87,8 @@ mod tests {
 
     #[test]
     fn every_code_is_the_power_rounded() {
-        for code in SCALE_CODE_MIN..=SCALE_CODE_MAX {
+        // Under Miri all of them would take hours.
+        for code in (SCALE_CODE_MIN..=SCALE_CODE_MAX).step_by(if cfg!(miri) { 997 } else { 1 }) {
             let want = (f64::from(code) / 512.0).exp2();
             let got = f64::from(scale(code).unwrap());
             assert!((got / want - 1.0).abs() <= 2f64.powi(-24) * 1.001, "{code}: {got:e}, not {want:e}");

@@ -302,7 +302,8 @@ mod tests {
                     next: &[],
                     side: [None; 4],
                 };
-                for slot in 0..1u32 << precision {
+                // Under Miri all of them would take hours.
+                for slot in (0..1u32 << precision).step_by(if cfg!(miri) { 997 } else { 1 }) {
                     let mut x = (7 << precision) | slot;
                     let (symbol, _) = tables.decode(0, &mut x).unwrap();
                     let (start, frequency) =
