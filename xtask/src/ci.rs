@@ -1,12 +1,12 @@
 //! All checks in a row, cheapest first.
 
-use crate::{deny, docs, fuzz_build, lint, miri, qemu, reference, targets, words};
+use crate::{checked, deny, docs, fuzz_build, lint, miri, qemu, reference, targets, words};
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
 type Check = fn() -> Result<()>;
 
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 12] = [
     ("fmt", lint::fmt),
     ("words", words::check),
     ("clippy", lint::clippy),
@@ -14,6 +14,7 @@ const CHECKS: [(&str, Check); 11] = [
     ("reference", reference::check),
     ("targets", targets::build),
     ("docs", docs::check),
+    ("checked", checked::test),
     ("fuzz-build", fuzz_build::build),
     ("deny", deny::check),
     ("qemu", qemu::test),

@@ -1,6 +1,7 @@
 //! The driver of this repository: people and CI run the same `cargo xtask VERB`.
 
 mod bench;
+mod checked;
 mod ci;
 mod deny;
 mod docs;
@@ -42,13 +43,15 @@ enum Verb {
     Targets,
     /// Build the documentation, and package the published crates
     Docs,
+    /// Run the conformance tests with overflow checks and debug assertions
+    Checked,
     /// Build every fuzz target
     FuzzBuild,
     /// Check licences, banned crates and sources of all dependencies
     Deny,
     /// Run the conformance tests on emulated aarch64
     Qemu,
-    /// Run the small conformance tests under Miri on emulated big-endian s390x
+    /// Run the decoder's own tests and the small conformance tests under Miri on emulated big-endian s390x
     Miri,
     /// Write a synthetic transformer of a given size, for benchmarks and tests at scale
     MakeModel(make_model::Options),
@@ -94,6 +97,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Reference => reference::check(),
         Verb::Targets => targets::build(),
         Verb::Docs => docs::check(),
+        Verb::Checked => checked::test(),
         Verb::FuzzBuild => fuzz_build::build(),
         Verb::Deny => deny::check(),
         Verb::Qemu => qemu::test(),
