@@ -375,9 +375,11 @@ impl Split {
             match tensor.coding() {
                 Coding::Coded => {
                     let coded = tensor.coded()?;
+                    let streams = tensor.stored_bytes() - coded.record_bytes();
+                    // Where row streams end is only checked when a tile needs them.
+                    let payload = streams.checked_sub(coded.side_bytes());
+                    split.payload += payload.ok_or(nwc_decode_core::Error::Geometry)? as u64;
                     split.side += coded.side_bytes() as u64;
-                    split.payload +=
-                        (tensor.stored_bytes() - coded.side_bytes() - coded.record_bytes()) as u64;
                 }
                 Coding::Raw | Coding::Alias(_) => {
                     split.raw += (tensor.stored_bytes() + tensor.entry_bytes()) as u64;

@@ -37,6 +37,16 @@ pub fn walk(file: &[u8]) {
 
     if let Ok(split) = Split::of(&container) {
         assert_eq!(split.bytes(), file.len() as u64, "the parts sum to the file");
+        let parts = [
+            split.payload,
+            split.side,
+            split.tables,
+            split.codec,
+            split.directory,
+            split.raw,
+            split.attachments,
+        ];
+        assert!(parts.iter().all(|&part| part <= file.len() as u64), "none is larger than the whole");
     }
     if let Ok(attachments) = container.attachments() {
         let stored: usize =
