@@ -215,18 +215,19 @@ impl Tensor {
         let ends: Vec<usize> = (0..self.streams).map(|number| end(&self.data, number)).collect();
         let place = if number == 0 { 0 } else { ends[number - 1] }..ends[number];
         // Records may be wrong, which is an error of their tiles only.
-        let Some(stream) = self.data.get(first + 4 * place.start..first + 4 * place.end) else { return };
+        let bytes = first.saturating_add(4 * place.start)..first.saturating_add(4 * place.end);
+        let Some(stream) = self.data.get(bytes.clone()) else { return };
         let mut stream = stream.to_vec();
         change(&mut stream, plain);
         stream.resize(stream.len().next_multiple_of(4), 0);
 
         let length = length_field(&self.entry, self.data.len() - self.gap);
         for (later, end) in ends.iter().enumerate().skip(number) {
-            let end = (end - place.len() + stream.len() / 4) as u32;
+            let end = (end + stream.len() / 4).wrapping_sub(place.len()) as u32;
             let at = self.gap + RECORD_BYTES * later;
             self.data[at..at + 4].copy_from_slice(&end.to_le_bytes());
         }
-        self.data.splice(first + 4 * place.start..first + 4 * place.end, stream);
+        self.data.splice(bytes, stream);
         let mut stated = Vec::new();
         varint(&mut stated, (self.data.len() - self.gap) as u64);
         self.entry.splice(length, stated);
