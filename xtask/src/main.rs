@@ -6,10 +6,12 @@ mod ci;
 mod deny;
 mod docs;
 mod experiment;
+mod firmware;
 mod fuzz_build;
 mod lint;
 mod make_model;
 mod miri;
+mod no_panic;
 mod qemu;
 mod quickstart;
 mod record;
@@ -49,6 +51,10 @@ enum Verb {
     FuzzBuild,
     /// Check licences, banned crates and sources of all dependencies
     Deny,
+    /// Check that no public function of the decoder can panic
+    NoPanic,
+    /// Run the firmware on an emulated Cortex-M4; compare what it decodes and what that takes with what is committed
+    Firmware(firmware::Options),
     /// Run the conformance tests on emulated aarch64
     Qemu,
     /// Run the decoder's own tests and the small conformance tests under Miri on emulated big-endian s390x
@@ -100,6 +106,8 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Checked => checked::test(),
         Verb::FuzzBuild => fuzz_build::build(),
         Verb::Deny => deny::check(),
+        Verb::NoPanic => no_panic::check(),
+        Verb::Firmware(options) => firmware::test(options),
         Verb::Qemu => qemu::test(),
         Verb::Miri => miri::test(),
         Verb::MakeModel(options) => make_model::run(options),

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fs;
 
-const MODEL: &str = "examples/clip-mini";
+pub(crate) const MODEL: &str = "examples/clip-mini";
 
 /// Builds the program, compresses the bundled model at 4 bits a weight, checks and decompresses it, and says what came of it.
 pub(crate) fn run_through() -> Result<()> {

@@ -1,0 +1,206 @@
+//! Decodes a whole model on a Cortex-M4, in fixed memory: walks the directory of the container in flash, decodes each tensor tile by tile,
+//! and compares the CRC-32 of its weights with the host's. Then it says what that took, see `docs/firmware.md`.
+#![no_std]
+#![no_main]
+
+mod meter;
+mod stack;
+
+use core::hint::black_box;
+use core::panic::PanicInfo;
+
+use cortex_m::Peripherals;
+use cortex_m_rt::entry;
+use defmt_semihosting as _; // where the log goes
+use half::f16;
+use heapless::{String, Vec};
+use nwc_decode_core::{
+    Checks, Chunk, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Limits, Name, Scratch,
+    Tables, TileDecoder,
+};
+
+use meter::Meter;
+
+/// The container in flash.
+#[unsafe(no_mangle)] // by this name its size is known apart from the code's
+static MODEL: Aligned<{ include_bytes!("../../../models/clip-mini.nwc").len() }> =
+    Aligned(*include_bytes!("../../../models/clip-mini.nwc"));
+
+/// Sections of a container begin at multiples of this.
+#[repr(C, align(64))]
+struct Aligned<const N: usize>([u8; N]);
+
+/// Weights of the largest tensor.
+const OUTPUT: usize = 320 * 96;
+/// Memory for the model's tables with a look-up of so many bits. More bits find a symbol faster and take more memory.
+const LOOKUP_BITS: u32 = 6;
+const SCRATCH_WORDS: usize = 480;
+const SCRATCH_BYTES: usize = 18 << LOOKUP_BITS;
+
+type Output = Vec<f16, OUTPUT>;
+
+/// What the whole model took, in instructions.
+#[derive(Default)]
+struct Totals {
+    weights: u32,
+    entropy: u32,
+    whole: u32,
+    checked: u32,
+}
+
+#[entry]
+fn main() -> ! {
+    let code = match run() {
+        Ok(()) => 0,
+        Err(error) => {
+            defmt::error!("error {=u8}", error.code());
+            1
+        }
+    };
+    semihosting::process::exit(code)
+}
+
+#[panic_handler]
+fn panic(_: &PanicInfo<'_>) -> ! {
+    defmt::error!("panic");
+    semihosting::process::exit(2)
+}
+
+fn run() -> Result<(), Error> {
+    let peripherals = Peripherals::take().ok_or(Error::Index)?;
+    let mut meter = Meter::start(peripherals.SYST);
+    defmt::println!("calibration: a loop of 2000000 instructions counts {=u32}", meter.calibrate());
+
+    let output = cortex_m::singleton!(: Output = Vec::new()).ok_or(Error::Output)?;
+    output.resize_default(OUTPUT).map_err(|_| Error::Output)?;
+    let words = cortex_m::singleton!(: [u32; SCRATCH_WORDS] = [0; SCRATCH_WORDS]).ok_or(Error::Scratch)?;
+    let bytes = cortex_m::singleton!(: [u8; SCRATCH_BYTES] = [0; SCRATCH_BYTES]).ok_or(Error::Scratch)?;
+
+    let (open_stack, (open, container)) =
+        stack::peak(|| meter.count(|| Container::open(&MODEL.0, &Limits::default())));
+    let container = container?;
+    let codec = container.codec(0)?;
+    let (expand_stack, (expand, tables)) =
+        stack::peak(|| meter.count(|| Tables::expand(&codec, LOOKUP_BITS, Scratch { words, bytes })));
+    let tables = tables?;
+
+    let mut totals = Totals::default();
+    let mut decode_stack = 0;
+    for (number, tensor) in container.tensors().enumerate() {
+        let name = text(&tensor.name());
+        let original = tensor.resolve(&container)?;
+        let crc = match original.coding() {
+            Coding::Coded => {
+                if original.dtype() != DType::F16 {
+                    return Err(Error::Coding);
+                }
+                let weights = output.get_mut(..original.elements()).ok_or(Error::Output)?;
+                let (peak, result) =
+                    stack::peak(|| measure(&mut meter, &original.coded()?, &tables, weights, &mut totals));
+                result?;
+                decode_stack = decode_stack.max(peak);
+                let mut crc = Crc32::new();
+                weights.iter().for_each(|weight| weight.update_crc(&mut crc));
+                crc.value()
+            }
+            _ => Crc32::of(original.raw(Checks::SkipChecksums)?),
+        };
+        if original.content_crc() != Some(crc) {
+            defmt::error!("{=usize} {=str}: crc {=u32:08x} differs from the host's", number, &name, crc);
+            return Err(Error::ContentChecksum);
+        }
+        let coded = if matches!(original.coding(), Coding::Coded) { "coded" } else { "raw" };
+        defmt::println!(
+            "{=usize} {=str} {=str} {=usize} {=u32:08x}",
+            number,
+            &name,
+            coded,
+            original.elements(),
+            crc
+        );
+    }
+    report(&totals, open, expand, [open_stack, expand_stack, decode_stack]);
+    Ok(())
+}
+
+fn measure(
+    meter: &mut Meter,
+    coded: &CodedTensor<'_>,
+    tables: &Tables<'_>,
+    weights: &mut [f16],
+    totals: &mut Totals,
+) -> Result<(), Error> {
+    let (entropy, result) = meter.count(|| entropy_only(coded, tables));
+    result?;
+    let (checked, result) = meter.count(|| coded.decode(tables, Checks::All, weights));
+    result?;
+    weights.fill(f16::ZERO);
+    let (whole, result) = meter.count(|| coded.decode(tables, Checks::SkipChecksums, weights));
+    result?;
+    totals.entropy += entropy;
+    totals.whole += whole;
+    totals.checked += checked;
+    totals.weights += u32::try_from(coded.elements()).map_err(|_| Error::Output)?;
+    Ok(())
+}
+
+/// Decodes all indices of a tensor and drops them.
+#[inline(never)]
+fn entropy_only(coded: &CodedTensor<'_>, tables: &Tables<'_>) -> Result<(), Error> {
+    let mut chunk = Chunk::default();
+    for number in 0..coded.tiles() {
+        let mut decoder = coded.tile(number)?.decoder(tables, Checks::SkipChecksums)?;
+        while decoder.next_chunk(&mut chunk)? {
+            black_box(&chunk);
+        }
+    }
+    Ok(())
+}
+
+/// A name as text; what does not fit is cut off.
+fn text(name: &Name<'_>) -> String<96> {
+    let mut text = String::new();
+    for (place, fragment) in name.fragments().enumerate() {
+        let dot = if place == 0 { "" } else { "." };
+        if text.push_str(dot).and_then(|()| text.push_str(fragment)).is_err() {
+            break;
+        }
+    }
+    text
+}
+
+fn report(totals: &Totals, open: u32, expand: u32, [open_stack, expand_stack, decode_stack]: [usize; 3]) {
+    let a_weight = |instructions: u32| {
+        let hundredths = u64::from(instructions) * 100 / u64::from(totals.weights.max(1));
+        hundredths as f32 / 100.0
+    };
+    defmt::println!("weights: {=u32}", totals.weights);
+    defmt::println!("instructions: open and check the directory {=u32}", open);
+    defmt::println!("instructions: expand the tables {=u32}", expand);
+    defmt::println!("instructions a weight: range decoder alone {=f32}", a_weight(totals.entropy));
+    defmt::println!("instructions a weight: whole decode to f16 {=f32}", a_weight(totals.whole));
+    defmt::println!("instructions a weight: with all checksums {=f32}", a_weight(totals.checked));
+
+    let scratch = SCRATCH_WORDS * size_of::<u32>() + SCRATCH_BYTES;
+    let stack = open_stack.max(expand_stack).max(decode_stack);
+    let ram = static_ram() - size_of::<Output>() + stack;
+    defmt::println!("bytes: output {=usize}", size_of::<Output>());
+    defmt::println!("bytes: scratch of the tables {=usize}, {=u32} bits of look-up", scratch, LOOKUP_BITS);
+    defmt::println!("bytes: of the stack, tile decoder {=usize}", size_of::<TileDecoder<'_>>());
+    defmt::println!("bytes: of the stack, chunk {=usize}", size_of::<Chunk>());
+    defmt::println!("bytes: peak stack, open {=usize}", open_stack);
+    defmt::println!("bytes: peak stack, expand {=usize}", expand_stack);
+    defmt::println!("bytes: peak stack, decode {=usize}", decode_stack);
+    defmt::println!("bytes: static RAM without the output {=usize}", static_ram() - size_of::<Output>());
+    defmt::println!("bytes: RAM besides the output {=usize}", ram);
+}
+
+/// Bytes of all statics.
+fn static_ram() -> usize {
+    unsafe extern "C" {
+        /// First and last address of what the runtime initialises, from its linker script.
+        static __sdata: u32;
+        static __ebss: u32;
+    }
+    (&raw const __ebss).addr() - (&raw const __sdata).addr()
+}

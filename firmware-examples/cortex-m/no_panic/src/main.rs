@@ -1,0 +1,165 @@
+//! Calls every public function of the decoder. The panic handler calls a function that does not exist: the program links only if nothing
+//! that it calls can panic. It is never run.
+//!
+//! `cargo xtask no-panic` links it, checks that no public function is missing here, and that it does not link with the feature `panicking`.
+#![no_std]
+#![no_main]
+
+use core::fmt::{self, Write};
+use core::hint::black_box;
+use core::panic::PanicInfo;
+
+use half::{bf16, f16};
+use nwc_decode_core::{
+    Attachment, Checks, Chunk, Codec, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Limits,
+    Name, Scratch, ScratchSize, SectionKind, SideTable, Tables, Tensor, Tile, TileDecoder, frequencies,
+    scale,
+};
+
+unsafe extern "C" {
+    /// Defined nowhere. The linker's complaint about it is what `cargo xtask no-panic` looks for.
+    safe fn the_decoder_can_panic() -> !;
+}
+
+#[panic_handler]
+fn panic(_: &PanicInfo<'_>) -> ! {
+    the_decoder_can_panic()
+}
+
+/// Takes text and keeps none of it.
+struct Sink(usize);
+
+impl Write for Sink {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 = black_box(self.0.wrapping_add(text.len()));
+        Ok(())
+    }
+}
+
+/// Something that the compiler knows nothing about.
+fn any<T>(value: T) -> T {
+    black_box(value)
+}
+
+fn see<T>(value: T) {
+    let _ = black_box(value);
+}
+
+/// The linker's way in.
+#[unsafe(no_mangle)]
+pub extern "C" fn _start() {
+    let file: &[u8] = any(&[]);
+    if let Err(error) = container(file) {
+        see(error.code());
+        see(error.is_file_fault());
+        see(write!(Sink(0), "{error}"));
+    }
+    see(Error::ALL);
+    free_standing();
+    #[cfg(feature = "panicking")]
+    see(file[any(0)]);
+}
+
+fn container(file: &[u8]) -> Result<(), Error> {
+    let limits = Limits::default().with_elements(any(0)).with_tensors(any(0));
+    let container = Container::open(file, &any(limits))?;
+    see(container.len());
+    see(container.is_empty());
+    see(container.file().len());
+    see(container.section_bytes(any(SectionKind::Data)));
+    see(container.codec_count());
+    for attachment in any(container.attachments()?) {
+        let Attachment { name, zlib, len, crc, stored } = attachment;
+        see((name, zlib, len, crc, stored));
+    }
+    let found = container.find(any("name"));
+    see(found.is_some());
+    let mut tensors = container.tensors();
+    see((tensors.len(), tensors.is_empty(), tensors.size_hint()));
+    see(tensors.next().is_some());
+    let tensor = container.tensor(any(0))?;
+    let codec = container.codec(any(0))?;
+    describe(&tensor, &container)?;
+    let coded = tensor.coded()?;
+    codec_calls(&codec, &coded)
+}
+
+fn describe<'a>(tensor: &Tensor<'a>, container: &Container<'a>) -> Result<(), Error> {
+    name_calls(&tensor.name());
+    see(write!(Sink(0), "{}", tensor.dtype()));
+    see(tensor.shape().len());
+    see(tensor.elements());
+    see(tensor.stored_bytes());
+    see(tensor.entry_bytes());
+    see(tensor.content_crc());
+    see(tensor.raw(any(Checks::All))?.len());
+    see(matches!(tensor.coding(), Coding::Alias(target) if any(target) > 0));
+    see(tensor.resolve(container)?.elements());
+    Ok(())
+}
+
+fn name_calls(name: &Name<'_>) {
+    see(name.fragments().count());
+    see(*name == *any("name"));
+    see(write!(Sink(0), "{name}"));
+    see(write!(Sink(0), "{name:?}"));
+}
+
+fn codec_calls(codec: &Codec<'_>, coded: &CodedTensor<'_>) -> Result<(), Error> {
+    see((codec.synthesis(), codec.quantiser(), codec.precision(), codec.unions(), codec.classes()));
+    see((codec.side_tables(), codec.stored_bytes(), codec.table_bytes()));
+    see(any(SideTable::RowScale).mask());
+    let need: ScratchSize = codec.required_scratch(any(8));
+    see(need.total_bytes());
+    let (words, bytes): (&mut [u32], &mut [u8]) = (any(&mut []), any(&mut []));
+    let tables = Tables::expand(codec, any(8), Scratch { words, bytes })?;
+
+    see((coded.codec_index(), coded.shape(), coded.is_transposed(), coded.elements(), coded.tiles()));
+    see((coded.side_bytes(), coded.record_bytes()));
+    see(coded.tile_of(any(0), any(0), any(0))?);
+    let tile = coded.tile(any(0))?;
+    tile_calls(&tile, &tables)?;
+    output::<f32>(coded, &tile, &tables)?;
+    output::<f16>(coded, &tile, &tables)?;
+    output::<bf16>(coded, &tile, &tables)
+}
+
+fn tile_calls(tile: &Tile<'_>, tables: &Tables<'_>) -> Result<(), Error> {
+    see((tile.region(), tile.elements(), tile.stream(), tile.row_stream()));
+    let mut decoder: TileDecoder<'_> = tile.decoder(tables, any(Checks::All))?;
+    let mut chunk = Chunk::default();
+    see(decoder.next_chunk(&mut chunk)?);
+    let point = decoder.seek_point();
+    see((point.row(), point.group()));
+    let mut decoder = tile.decoder_at(tables, any(Checks::All), &any(point))?;
+    see(decoder.next_chunk(&mut chunk)?);
+    see(&chunk);
+    Ok(())
+}
+
+fn output<T: Element>(coded: &CodedTensor<'_>, tile: &Tile<'_>, tables: &Tables<'_>) -> Result<(), Error> {
+    let out: &mut [T] = any(&mut []);
+    coded.decode(tables, any(Checks::All), out)?;
+    tile.decode(tables, any(Checks::All), out)?;
+    tile.decode_strided(tables, any(Checks::All), out, any(0))?;
+    any(Chunk::default()).write(out, any(0), any(0))?;
+    let mut crc = Crc32::new();
+    T::from_f32(any(0.0)).update_crc(&mut crc);
+    see(any(T::default()).to_f32());
+    see(T::DTYPE);
+    see(crc.value());
+    Ok(())
+}
+
+fn free_standing() {
+    let mut crc = any(Crc32::default());
+    crc.update(any(&[]));
+    see(crc.value());
+    see(Crc32::of(any(&[])));
+    see(scale(any(0)));
+    see(any(DType::F32).size());
+    see(any(DType::F32).name());
+    see(any(DType::F32).code());
+    see(DType::from_code(any(0)));
+    frequencies(any(0), any(0), |symbol| any(symbol as u8), |symbol, frequency| see((symbol, frequency)));
+}

@@ -1,0 +1,142 @@
+//! The firmware under QEMU: what it decodes, and what that takes, is what is committed.
+
+use crate::quickstart::{MODEL, build_program};
+use crate::shell::{apt_install, cargo, command, ensure_target, output, root, run, target_dir, works};
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use std::fs;
+use std::process::Command;
+
+/// The workspace of the firmware.
+const MANIFEST: &str = "firmware-examples/Cargo.toml";
+const CONTAINER: &str = "firmware-examples/models/clip-mini.nwc";
+const EXPECTED: &str = "firmware-examples/cortex-m/decode_tensor/decode_tensor.out";
+const DOCUMENT: &str = "docs/firmware.md";
+/// Between these lines of the document stands what the firmware printed, tensors left out.
+const MARKS: [&str; 2] = ["<!-- printed by `cargo xtask firmware` -->\n```text\n", "```\n<!-- end -->"];
+
+pub(crate) const TARGET: &str = "thumbv7em-none-eabihf";
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Write down what it printed as what is expected, in the document too
+    #[arg(long)]
+    bless: bool,
+    /// First compress the bundled model again, after a change of the format
+    #[arg(long)]
+    remake_model: bool,
+}
+
+impl Options {
+    pub(crate) const CHECK: Self = Self { bless: false, remake_model: false };
+}
+
+pub(crate) fn test(options: &Options) -> Result<()> {
+    ensure_target(TARGET)?;
+    ensure_emulator()?;
+    lint()?;
+    if options.remake_model {
+        let compress = ["compress", MODEL, "-o", CONTAINER, "--bits", "4.0", "--force"];
+        run(&mut command(&build_program()?, compress))?;
+    }
+    let firmware = ["--locked", "--release", "--target", TARGET, "-p", "decode_tensor"];
+    run(cargo_firmware("build").args(firmware))?;
+    let elf = target_dir().join("firmware").join(TARGET).join("release/decode_tensor");
+    let host = ["--locked", "--quiet", "--profile", "host", "-p", "firmware-host", "--"];
+    let printed = output(cargo_firmware("run").args(host).arg(elf))?;
+
+    let (expected, document) = (root().join(EXPECTED), root().join(DOCUMENT));
+    let text = fs::read_to_string(&document).context(DOCUMENT)?;
+    let numbers: String = printed.split_inclusive('\n').filter(|line| !is_tensor(line)).collect();
+    let updated =
+        replace_between(&text, &numbers).with_context(|| format!("{DOCUMENT} has no place for them"))?;
+    print!("{numbers}");
+    if options.bless {
+        fs::write(expected, printed)?;
+        fs::write(document, updated)?;
+        return Ok(());
+    }
+    let lines = compare(&fs::read_to_string(expected).unwrap_or_default(), &printed);
+    let bless = "if that is as it should be: `cargo xtask firmware --bless`";
+    ensure!(lines.is_empty(), "not what is in {EXPECTED} (-); {bless}\n{}", lines.join("\n"));
+    ensure!(updated == text, "the numbers in {DOCUMENT} are others; {bless}");
+    Ok(())
+}
+
+/// The form of this workspace's sources, which the checks of the main one do not see.
+fn lint() -> Result<()> {
+    run(cargo_firmware("fmt").args(["--all", "--check"]))?;
+    let deny = ["--", "-D", "warnings"];
+    let programs = ["--locked", "--release", "--target", TARGET, "-p", "decode_tensor", "-p", "no_panic"];
+    run(cargo_firmware("clippy").args(programs).args(deny))?;
+    run(cargo_firmware("clippy").args(["--locked", "--profile", "host", "-p", "firmware-host"]).args(deny))
+}
+
+/// A command of cargo in the firmware's workspace.
+pub(crate) fn cargo_firmware(verb: &str) -> Command {
+    let mut command = cargo([verb, "--manifest-path", MANIFEST]);
+    command.env("CARGO_TARGET_DIR", target_dir().join("firmware"));
+    command
+}
+
+fn ensure_emulator() -> Result<()> {
+    let there = || works("qemu-system-arm", ["--version"]);
+    if there() {
+        return Ok(());
+    }
+    let package = "qemu-system-arm";
+    if apt_install(&[package]).is_err() {
+        // A newer qemu-utils from elsewhere blocks the release's packages, unless it is named and may go back.
+        let versions = output(&mut command("apt-cache", ["madison", package]))?;
+        let version = versions.split('|').nth(1).context("no package qemu-system-arm")?.trim();
+        apt_install(&[package, &format!("qemu-utils={version}")])?;
+    }
+    if there() { Ok(()) } else { bail!("qemu-system-arm is missing, though it is installed") }
+}
+
+/// A line about one tensor: its number comes first.
+fn is_tensor(line: &str) -> bool {
+    line.starts_with(|first: char| first.is_ascii_digit())
+}
+
+/// The document with these numbers; `None` if it has no marks.
+fn replace_between(document: &str, numbers: &str) -> Option<String> {
+    let [begin, end] = MARKS;
+    let (before, rest) = document.split_once(begin)?;
+    let (_, after) = rest.split_once(end)?;
+    Some(format!("{before}{begin}{numbers}{end}{after}"))
+}
+
+/// The lines that differ, with a sign before them.
+fn compare(expected: &str, printed: &str) -> Vec<String> {
+    let only = |sign: char, these: &str, those: &str| -> Vec<String> {
+        let those: Vec<&str> = those.lines().collect();
+        these.lines().filter(|line| !those.contains(line)).map(|line| format!("{sign} {line}")).collect()
+    };
+    let mut lines = [only('-', expected, printed), only('+', printed, expected)].concat();
+    if lines.is_empty() && expected != printed {
+        lines.push("the same lines, but not as often or in another order".into());
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_found() {
+        assert!(compare("a\nb\n", "a\nb\n").is_empty());
+        assert_eq!(compare("a\nb\n", "a\nc\n"), ["- b", "+ c"]);
+        assert_eq!(compare("", "a\n"), ["+ a"]);
+        assert_eq!(compare("a\nb\n", "b\na\n").len(), 1);
+        assert_eq!(compare("a\n", "a\na\n").len(), 1);
+    }
+
+    #[test]
+    fn numbers_replace_numbers() {
+        let document = format!("x\n{}1\n{}\ny", MARKS[0], MARKS[1]);
+        assert_eq!(replace_between(&document, "2\n").unwrap(), document.replace('1', "2"));
+        assert_eq!(replace_between("x", "2\n"), None);
+    }
+}
