@@ -11,7 +11,7 @@ use object::{Object, ObjectSection, ObjectSymbol, SectionKind};
 /// A Thumb instruction has one or two of these.
 const HALFWORD: u64 = 2;
 /// Files of the decoder that make its range decoder: what is left of it when the container around it is not counted.
-const RANGE_DECODER: [&str; 3] = ["rans", "tables", "tile"];
+const RANGE_DECODER: [&str; 4] = ["engine", "rans", "tables", "tile"];
 const DECODER: &str = "decoder, ";
 
 /// Prints the bytes of each part of the flash.

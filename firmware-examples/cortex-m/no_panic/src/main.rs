@@ -12,8 +12,8 @@ use core::panic::PanicInfo;
 use half::{bf16, f16};
 use nwc_decode_core::{
     Attachment, Checks, Chunk, Codec, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Limits,
-    Name, Scratch, ScratchSize, SectionKind, SideTable, Tables, Tensor, Tile, TileDecoder, frequencies,
-    scale,
+    MAX_LANES, Name, RowEngine, RowValue, Rows, Scratch, ScratchSize, SectionKind, SideTable, Tables, Tensor,
+    Tile, TileDecoder, frequencies, scale,
 };
 
 unsafe extern "C" {
@@ -113,9 +113,11 @@ fn codec_calls(codec: &Codec<'_>, coded: &CodedTensor<'_>) -> Result<(), Error> 
     see(need.total_bytes());
     let (words, bytes): (&mut [u32], &mut [u8]) = (any(&mut []), any(&mut []));
     let tables = Tables::expand(codec, any(8), Scratch { words, bytes })?;
+    see((tables.precision(), tables.unions(), tables.classes(), tables.next_states().len()));
+    see(tables.weight_symbols(any(0), any(0)).count());
 
     see((coded.codec_index(), coded.shape(), coded.is_transposed(), coded.elements(), coded.tiles()));
-    see((coded.side_bytes(), coded.record_bytes()));
+    see((coded.side_bytes(), coded.record_bytes(), coded.bands(), coded.column_blocks()));
     see(coded.tile_of(any(0), any(0), any(0))?);
     let tile = coded.tile(any(0))?;
     tile_calls(&tile, &tables)?;
@@ -125,7 +127,9 @@ fn codec_calls(codec: &Codec<'_>, coded: &CodedTensor<'_>) -> Result<(), Error> 
 }
 
 fn tile_calls(tile: &Tile<'_>, tables: &Tables<'_>) -> Result<(), Error> {
-    see((tile.region(), tile.elements(), tile.stream(), tile.row_stream()));
+    see((tile.region(), tile.rows(), tile.elements(), tile.stream(), tile.row_stream()));
+    let values: &mut [RowValue] = any(&mut []);
+    tile.row_values(tables, values)?;
     let mut decoder: TileDecoder<'_> = tile.decoder(tables, any(Checks::All))?;
     let mut chunk = Chunk::default();
     see(decoder.next_chunk(&mut chunk)?);
@@ -133,7 +137,17 @@ fn tile_calls(tile: &Tile<'_>, tables: &Tables<'_>) -> Result<(), Error> {
     see((point.row(), point.group()));
     let mut decoder = tile.decoder_at(tables, any(Checks::All), &any(point))?;
     see(decoder.next_chunk(&mut chunk)?);
+    see(decoder.next_chunk_by(&any(*tables), values, &mut chunk)?);
     see(&chunk);
+    see(any(*tables).decode_rows(Rows {
+        words: any(&[]),
+        rans: any(&mut [0; MAX_LANES]),
+        trellis: any(&mut [0; MAX_LANES]),
+        class: any(&[0; MAX_LANES]),
+        row_class: any(&[]),
+        lanes: any(0),
+        latents: &mut chunk.latents,
+    })?);
     Ok(())
 }
 
