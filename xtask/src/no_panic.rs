@@ -9,7 +9,7 @@ use std::fs;
 const PROGRAM: &str = "firmware-examples/cortex-m/no_panic/src/main.rs";
 const DECODER: &str = "nwc-decode-core/src";
 /// What the program's panic handler calls and nobody defines.
-const MARKER: &str = "undefined symbol: the_decoder_can_panic";
+const HANDLER: &str = "the_decoder_can_panic";
 
 pub(crate) fn check() -> Result<()> {
     ensure_target(TARGET)?;
@@ -19,15 +19,24 @@ pub(crate) fn check() -> Result<()> {
     ensure!(missing.is_empty(), "{PROGRAM} does not call {}", missing.join(", "));
 
     let build = ["--locked", "--release", "--target", TARGET, "-p", "no_panic"];
-    // The check can fail: with something that panics it must.
-    let output = cargo_firmware("build").args(build).args(["--features", "panicking"]).output()?;
+    // The check can fail: with something that panics it must, and for want of every mark.
+    let output = cargo_firmware("build").args(build).args(["--features", "self_test"]).output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        !output.status.success() && stderr.contains(MARKER),
-        "a program that can panic was to fail to link for want of the handler, but: {}\n{stderr}",
-        output.status
-    );
+    let wanted: Vec<&str> = std::iter::once(HANDLER).chain(marks(&program)).collect();
+    ensure!(wanted.len() > 5, "{PROGRAM} marks no ends");
+    for symbol in wanted {
+        ensure!(
+            !output.status.success() && stderr.contains(&format!("undefined symbol: {symbol}\n")),
+            "the self-test was to fail to link for want of {symbol}, but: {}\n{stderr}",
+            output.status
+        );
+    }
     run(cargo_firmware("build").args(build)).context("a public function of the decoder can panic")
+}
+
+/// The marks at the ends of the program's functions.
+fn marks(program: &str) -> impl Iterator<Item = &str> {
+    program.split("end!(").skip(1).filter_map(|rest| rest.split_once(')')).map(|(mark, _)| mark)
 }
 
 /// Names of the functions that the decoder exports.
@@ -69,6 +78,11 @@ mod tests {
         assert_eq!(public_function("    pub fn decode<T: Element>("), Some("decode"));
         assert_eq!(public_function("    pub(crate) fn inner() {"), None);
         assert_eq!(public_function("pub struct Tile;"), None);
+    }
+
+    #[test]
+    fn marks_are_found() {
+        assert_eq!(marks("a(); end!(one); b(); end!(two);").collect::<Vec<_>>(), ["one", "two"]);
     }
 
     #[test]
