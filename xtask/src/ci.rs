@@ -1,14 +1,14 @@
 //! All checks in a row, cheapest first.
 
-use crate::{checked, deny, docs, fuzz_build, lint, miri, qemu, reference, targets, words};
-use crate::{deny, docs, firmware, fuzz_build, lint, miri, no_panic, qemu, reference, targets, words};
+use crate::{
+    checked, deny, docs, firmware, fuzz_build, lint, miri, no_panic, qemu, reference, targets, words,
+};
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
 type Check = fn() -> Result<()>;
 
-const CHECKS: [(&str, Check); 12] = [
-const CHECKS: [(&str, Check); 13] = [
+const CHECKS: [(&str, Check); 14] = [
     ("fmt", lint::fmt),
     ("words", words::check),
     ("clippy", lint::clippy),

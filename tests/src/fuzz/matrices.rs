@@ -247,7 +247,8 @@ fn check_distances<'a>(settings: &Settings, decoder: &Decoder<'a>, tensor: &Tens
     let (reach, most) = if trellis { (65_530.0, 2.02) } else { (32_767.0, 2.5) };
     // Where steps follow the rows' deviations no weight is that large: a row's largest is the square root of its length.
     let normalised = settings.row_alpha.to_bits() == 1f64.to_bits();
-    let (coded, tables) = decoder.coded(tensor).expect("it is coded");
+    let restorer = decoder.coded(tensor).expect("it is coded");
+    let (coded, tables) = (restorer.tensor(), restorer.tables());
     let [_, out, input] = coded.shape();
     let mut chunk = Chunk::default();
     for number in 0..coded.tiles() {
