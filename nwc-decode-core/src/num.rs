@@ -33,6 +33,12 @@ pub(crate) const fn low_u32(x: u64) -> u32 {
     (x & 0xFFFF_FFFF) as u32
 }
 
+/// The low 16 bits.
+#[inline(always)]
+pub(crate) const fn low_16(x: u32) -> u32 {
+    x & 0xFFFF
+}
+
 /// The low 16 bits as a two's complement number.
 pub(crate) const fn sign_extend_16(x: u32) -> i32 {
     (x & 0xFFFF) as u16 as i16 as i32

@@ -162,6 +162,21 @@ impl<'s> Tables<'s> {
         }
     }
 
+    /// Where a table's entries begin, and the value of its symbol 0.
+    pub(crate) fn descriptor(&self, table: u32) -> Result<(u32, u32), Error> {
+        self.descriptors.get(num::index(table)).map(|&[base, value]| (base, value)).ok_or(Error::Table)
+    }
+
+    /// The look-ups and the entries of all tables.
+    #[inline(always)]
+    pub(crate) const fn lookup(&self) -> (&'s [u8], &'s [u32]) {
+        (self.lookup, self.entries)
+    }
+
+    pub(crate) const fn lookup_bits(&self) -> u32 {
+        self.lookup_bits
+    }
+
     /// The symbols of a weight table as (value, start, frequency), the escape first, whose value is meaningless; nothing if there is no such
     /// table. For engines that look symbols up in another way.
     pub fn weight_symbols(
@@ -205,10 +220,6 @@ impl<'s> Tables<'s> {
     /// Number of spread classes.
     pub const fn classes(&self) -> i32 {
         self.classes
-    }
-
-    pub(crate) const fn union_mask(&self) -> u32 {
-        self.union_mask
     }
 
     /// Entry 2s + b is the trellis state after state s and bit b; empty for the scalar quantiser.
