@@ -6,6 +6,7 @@
 mod meter;
 mod stack;
 
+use core::cell::{Cell, RefCell};
 use core::hint::black_box;
 use core::panic::PanicInfo;
 
@@ -15,8 +16,8 @@ use defmt_semihosting as _; // where the log goes
 use half::f16;
 use heapless::{String, Vec};
 use nwc_decode_core::{
-    Checks, Chunk, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Limits, Name, Scratch,
-    Tables, TileDecoder,
+    Checks, Chunk, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Limits, Name, RowEngine,
+    RowValue, Rows, Scratch, Tables, TileDecoder,
 };
 
 use meter::Meter;
@@ -38,11 +39,14 @@ const SCRATCH_WORDS: usize = 480;
 const SCRATCH_BYTES: usize = 18 << LOOKUP_BITS;
 
 type Output = Vec<f16, OUTPUT>;
+/// For one of the measurements only; decoding needs no such buffer.
+type RowValues = Vec<RowValue, 320>;
 
 /// What the whole model took, in instructions.
 #[derive(Default)]
 struct Totals {
     weights: u32,
+    engine: u32,
     entropy: u32,
     whole: u32,
     checked: u32,
@@ -76,6 +80,8 @@ fn run() -> Result<(), Error> {
     let words = cortex_m::singleton!(: [u32; SCRATCH_WORDS] = [0; SCRATCH_WORDS]).ok_or(Error::Scratch)?;
     let bytes = cortex_m::singleton!(: [u8; SCRATCH_BYTES] = [0; SCRATCH_BYTES]).ok_or(Error::Scratch)?;
 
+    let rows = cortex_m::singleton!(: RowValues = Vec::new()).ok_or(Error::Output)?;
+
     let (open_stack, (open, container)) =
         stack::peak(|| meter.count(|| Container::open(&MODEL.0, &Limits::default())));
     let container = container?;
@@ -99,6 +105,7 @@ fn run() -> Result<(), Error> {
                     stack::peak(|| measure(&mut meter, &original.coded()?, &tables, weights, &mut totals));
                 result?;
                 decode_stack = decode_stack.max(peak);
+                totals.engine += engine_only(&mut meter, &original.coded()?, &tables, rows)?;
                 let mut crc = Crc32::new();
                 weights.iter().for_each(|weight| weight.update_crc(&mut crc));
                 crc.value()
@@ -144,6 +151,45 @@ fn measure(
     Ok(())
 }
 
+/// Counts the instructions of the engine, apart from those of the walk around it.
+struct Counted<'m, 't> {
+    meter: &'m RefCell<&'m mut Meter>,
+    tables: &'m Tables<'t>,
+    instructions: &'m Cell<u32>,
+}
+
+impl RowEngine for Counted<'_, '_> {
+    fn decode_rows(&self, rows: Rows<'_>) -> Result<usize, Error> {
+        let mut meter = self.meter.try_borrow_mut().map_err(|_| Error::Index)?;
+        let (instructions, result) = meter.count(|| self.tables.decode_rows(rows));
+        self.instructions.set(self.instructions.get() + instructions);
+        result
+    }
+}
+
+/// Decodes all indices of a tensor, drops them, and gives the instructions that the engine took. Its stack is not part of what is measured.
+#[inline(never)]
+fn engine_only(
+    meter: &mut Meter,
+    coded: &CodedTensor<'_>,
+    tables: &Tables<'_>,
+    rows: &mut RowValues,
+) -> Result<u32, Error> {
+    let (meter, instructions) = (RefCell::new(meter), Cell::new(0));
+    let engine = Counted { meter: &meter, tables, instructions: &instructions };
+    let mut chunk = Chunk::default();
+    for number in 0..coded.tiles() {
+        let tile = coded.tile(number)?;
+        rows.resize_default(tile.rows()).map_err(|_| Error::Output)?;
+        tile.row_values(tables, rows)?;
+        let mut decoder = tile.decoder(tables, Checks::SkipChecksums)?;
+        while decoder.next_chunk_by(&engine, rows, &mut chunk)? {
+            black_box(&chunk);
+        }
+    }
+    Ok(instructions.get())
+}
+
 /// Decodes all indices of a tensor and drops them.
 #[inline(never)]
 fn entropy_only(coded: &CodedTensor<'_>, tables: &Tables<'_>) -> Result<(), Error> {
@@ -177,13 +223,14 @@ fn report(totals: &Totals, open: u32, expand: u32, [open_stack, expand_stack, de
     defmt::println!("weights: {=u32}", totals.weights);
     defmt::println!("instructions: open and check the directory {=u32}", open);
     defmt::println!("instructions: expand the tables {=u32}", expand);
+    defmt::println!("instructions a weight: symbols alone {=f32}", a_weight(totals.engine));
     defmt::println!("instructions a weight: range decoder alone {=f32}", a_weight(totals.entropy));
     defmt::println!("instructions a weight: whole decode to f16 {=f32}", a_weight(totals.whole));
     defmt::println!("instructions a weight: with all checksums {=f32}", a_weight(totals.checked));
 
     let scratch = SCRATCH_WORDS * size_of::<u32>() + SCRATCH_BYTES;
     let stack = open_stack.max(expand_stack).max(decode_stack);
-    let ram = static_ram() - size_of::<Output>() + stack;
+    let statics = static_ram() - size_of::<Output>() - size_of::<RowValues>();
     defmt::println!("bytes: output {=usize}", size_of::<Output>());
     defmt::println!("bytes: scratch of the tables {=usize}, {=u32} bits of look-up", scratch, LOOKUP_BITS);
     defmt::println!("bytes: of the stack, tile decoder {=usize}", size_of::<TileDecoder<'_>>());
@@ -191,8 +238,8 @@ fn report(totals: &Totals, open: u32, expand: u32, [open_stack, expand_stack, de
     defmt::println!("bytes: peak stack, open {=usize}", open_stack);
     defmt::println!("bytes: peak stack, expand {=usize}", expand_stack);
     defmt::println!("bytes: peak stack, decode {=usize}", decode_stack);
-    defmt::println!("bytes: static RAM without the output {=usize}", static_ram() - size_of::<Output>());
-    defmt::println!("bytes: RAM besides the output {=usize}", ram);
+    defmt::println!("bytes: static RAM without the output {=usize}", statics);
+    defmt::println!("bytes: RAM besides the output {=usize}", statics + stack);
 }
 
 /// Bytes of all statics.
