@@ -82,7 +82,7 @@ impl<'a> CodedTensor<'a> {
         if spare_columns >= columns || !(1..=rows).contains(&tile_rows) {
             return Err(Error::Geometry);
         }
-        let tile_columns = lanes.checked_mul(per_lane).ok_or(Error::Geometry)?;
+        let tile_columns = lanes.checked_mul(per_lane).filter(|&n| n > 0).ok_or(Error::Geometry)?;
         let row_blocks = rows.div_ceil(tile_rows);
         let column_blocks = columns.div_ceil(tile_columns);
         let bands = batch.checked_mul(row_blocks).ok_or(Error::Geometry)?;

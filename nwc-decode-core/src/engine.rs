@@ -97,7 +97,8 @@ impl Tables<'_> {
 
     /// Looks up the tables of a class (§8.3).
     fn set_tables<const SPLIT: bool>(&self, lane: &mut Lane, class: i32) -> Result<(), Error> {
-        let class = class.clamp(0, self.classes().wrapping_sub(1)).cast_unsigned();
+        let last_class = self.classes().wrapping_sub(1).max(0); // never negative, which `clamp` must see
+        let class = class.clamp(0, last_class).cast_unsigned();
         let table = class.wrapping_mul(self.unions());
         let (entries, value) = self.descriptor(table)?;
         (lane.entries, lane.values) = (entries, num::low_16(value.wrapping_add(1)));
