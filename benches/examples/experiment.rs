@@ -163,7 +163,7 @@ fn plot(results: &Value, svg: &Path) -> Result<()> {
 /// One choice that differs from the defaults.
 type Variant = (&'static str, fn(&mut Tuning));
 
-const VARIANTS: [Variant; 25] = [
+const VARIANTS: [Variant; 27] = [
     ("precision 10", |tuning| tuning.precisions = 10..=10),
     ("precision 11", |tuning| tuning.precisions = 11..=11),
     ("precision 12", |tuning| tuning.precisions = 12..=12),
@@ -179,11 +179,13 @@ const VARIANTS: [Variant; 25] = [
     ("embeddings: lane of 8192 symbols", |tuning| tuning.lookup_lane_symbols = 8192),
     ("at least 512 symbols a lane", |tuning| tuning.min_lane_symbols = 512),
     ("at least 1024 symbols a lane", |tuning| tuning.min_lane_symbols = 1024),
-    ("at least 4096 symbols a lane", |tuning| tuning.min_lane_symbols = 4096),
+    ("at least 2048 symbols a lane", |tuning| tuning.min_lane_symbols = 2048),
     ("at least 8192 symbols a lane", |tuning| tuning.min_lane_symbols = 8192),
-    ("row scales 4 times coarser", |tuning| tuning.row_resolution = -2),
-    ("row scales 2 times coarser", |tuning| tuning.row_resolution = -1),
-    ("row scales 2 times finer", |tuning| tuning.row_resolution = 1),
+    ("all row scales 1 octave apart", |tuning| tuning.row_shift = Some(0)),
+    ("all row scales 1/2 octave apart", |tuning| tuning.row_shift = Some(1)),
+    ("all row scales 1/4 octave apart", |tuning| tuning.row_shift = Some(2)),
+    ("all row scales 1/8 octave apart", |tuning| tuning.row_shift = Some(3)),
+    ("all row scales 1/16 octave apart", |tuning| tuning.row_shift = Some(4)),
     ("no column classes", |tuning| tuning.column_classes = false),
     ("classes 1/8 octave apart", |tuning| tuning.class_spacing = Some(0.125)),
     ("classes 1/4 octave apart", |tuning| tuning.class_spacing = Some(0.25)),

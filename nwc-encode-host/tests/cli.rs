@@ -325,7 +325,7 @@ fn rates_are_met_and_all_commands_agree_on_them() {
             assert_eq!(inside[key], report[key], "{key}");
         }
         assert_eq!(inside["version"], 0);
-        assert_eq!(inside["codec"][0]["quantizer"], "trellis8");
+        assert_eq!(inside["codec"][0]["quantizer"], "trellis64");
         assert!(number(&inside["required"]["scratch_bytes"]) > 0.0);
         assert!(number(&inside["required"]["state_bytes"]) > 0.0);
         let listed = inside["tensors"].as_array().unwrap();
@@ -363,7 +363,7 @@ fn rates_are_met_and_all_commands_agree_on_them() {
     let alone = sandbox.run("verify 3.nwc --json").json();
     assert_eq!((&alone["nmse"], &alone["worst"]), (&Value::Null, &Value::Null));
     let text = sandbox.run("inspect 3.nwc --tensors --memory").text().to_owned();
-    for word in ["trellis8", "logit_scale", "tables, 4 bits", "payload"] {
+    for word in ["trellis64", "logit_scale", "tables, 4 bits", "payload"] {
         assert!(text.contains(word), "{word}: {text}");
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::ExitCode;
 
-use nwc_encode_host::compress::{Settings, Target, compress};
+use nwc_encode_host::compress::{Settings, Target, compress, quantiser};
 use nwc_encode_host::container::attachments_section;
 use nwc_encode_host::model::Model;
 use nwc_encode_host::progress::Silent;
@@ -80,8 +80,10 @@ fn real() -> Vec<u8> {
     let text = fs::read(format!("{path}/config.json")).expect("the configuration can be read");
     let attachments = attachments_section(&[("config.json".to_owned(), text)]).expect("it can be compressed");
     let mut out = tempfile::tempfile().expect("there is room for a file");
-    compress(&some, attachments, &Settings::new(Target::Step(0.4)), &Silent, &mut out)
-        .expect("the tensors can be compressed");
+    // Named, so that the vector stays what it is when the default changes.
+    let quantiser = quantiser("trellis8").expect("there is a trellis of eight states");
+    let settings = Settings { quantiser, ..Settings::new(Target::Step(0.4)) };
+    compress(&some, attachments, &settings, &Silent, &mut out).expect("the tensors can be compressed");
     let mut bytes = Vec::new();
     std::io::Seek::rewind(&mut out).expect("a file can be rewound");
     std::io::Read::read_to_end(&mut out, &mut bytes).expect("a file can be read");

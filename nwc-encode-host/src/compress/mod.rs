@@ -55,8 +55,8 @@ pub struct Tuning {
     pub lookup_lane_symbols: usize,
     /// A tensor gives a lane at least this many symbols, or has fewer lanes.
     pub min_lane_symbols: usize,
-    /// Added to the resolution of row scales: 1 halves their spacing.
-    pub row_resolution: i32,
+    /// Row scales are this power of two of steps an octave apart; chosen by cost for each tensor if not given.
+    pub row_shift: Option<u32>,
     /// Whether columns have classes where they save more than they cost.
     pub column_classes: bool,
     /// Spacing of classes in octaves; chosen by the model's size if not given.
@@ -70,8 +70,8 @@ impl Default for Tuning {
             unions: None,
             lane_symbols: 8192,
             lookup_lane_symbols: 4096,
-            min_lane_symbols: 2048,
-            row_resolution: 0,
+            min_lane_symbols: 4096,
+            row_shift: None,
             column_classes: true,
             class_spacing: None,
         }

@@ -9,6 +9,7 @@ use nwc_decode_core::{SCALE_CODE_MAX, SCALE_CODE_MIN};
 
 use super::Tuning;
 use super::view::View;
+use crate::coding::table::Counts;
 
 /// log2 is counted in steps of 1/512 octave.
 pub(crate) const OCTAVE: f64 = 512.0;
@@ -16,6 +17,11 @@ pub(crate) const OCTAVE: f64 = 512.0;
 const MAX_TILE_ROWS: usize = 8192;
 /// Rows and columns further out than this from their tensor's mean, in octaves, are treated as being there.
 const MAX_SPREAD: f64 = 12.0;
+
+/// Bits that a weight costs more for each squared octave that its spread is off.
+const MISFIT: f64 = 0.69;
+/// The finest row scales: 1/32 octave.
+const MAX_ROW_SHIFT: u32 = 5;
 
 /// How spread classes are spaced, in octaves.
 #[derive(Debug, Clone, Copy)]
@@ -69,13 +75,7 @@ impl TensorPlan {
             .map(|log| if log.is_finite() { (log - mean).clamp(-MAX_SPREAD, MAX_SPREAD) } else { 0.0 })
             .collect();
 
-        // All tensors share one table of row scales: +-127 leaves room for 255 values of its 256.
-        let reach = row_alpha * relative.iter().fold(0.0, |most: f64, log| most.max(log.abs()));
-        let fits = |shift: &u32| reach * f64::from(1u32 << shift) <= 127.0;
-        let row_shift = (0..=resolution(view.columns, tuning.row_resolution)).rev().find(fits).unwrap_or(0);
-        let unit = f64::from(1u32 << row_shift);
-        let row_scale: Vec<i16> =
-            relative.iter().map(|log| (row_alpha * log * unit).round() as i16).collect();
+        let (row_shift, row_scale) = row_scales(&view, &relative, row_alpha, tuning);
         let step = (row_alpha * mean * OCTAVE).round() as i32;
         let step = step.max(SCALE_CODE_MIN + (MAX_SPREAD * OCTAVE) as i32);
         let row_class: Vec<i16> =
@@ -177,12 +177,52 @@ fn histogram(classes: &[i16], first: usize, len: usize) -> BTreeMap<i32, u64> {
     counts
 }
 
-/// Resolution of a scale that `weights` weights share, as a power of two of steps an octave.
+/// Scale values of rows whose deviations are `relative` octaves from the mean, and their resolution: steps an octave, as a power of two. All 0 where
+/// they would cost more than they save.
 ///
-/// A step that is off by d octaves costs about 0.69 d^2 bits a weight through the table that no longer fits; a finer scale costs one bit more each time d is halved.
-/// With d uniform over a resolution r the sum is least at r^2 = 12.5 / weights.
-fn resolution(weights: usize, more: i32) -> u32 {
-    ((0.5 * (weights as f64 / 12.5).log2()).round() + f64::from(more)).clamp(0.0, 5.0) as u32
+/// A step that is off by d octaves costs about 0.69 d^2 bits a weight through the table that no longer fits.
+fn row_scales(view: &View, relative: &[f64], row_alpha: f64, tuning: &Tuning) -> (u32, Vec<i16>) {
+    // All tensors share one table of row scales: +-127 leaves room for 255 values of its 256.
+    let reach = row_alpha * relative.iter().fold(0.0, |most: f64, log| most.max(log.abs()));
+    let fits = |shift: &u32| reach * f64::from(1u32 << shift) <= 127.0;
+    let columns = view.columns as f64;
+    let candidate = |shift: u32| {
+        let unit = f64::from(1u32 << shift);
+        let mut counts = Counts::default();
+        let mut misfit = 0.0;
+        let values: Vec<i16> = relative
+            .iter()
+            .map(|log| {
+                let value = (row_alpha * log * unit).round();
+                misfit += (row_alpha * log - value / unit).powi(2);
+                counts.add(value as i32);
+                value as i16
+            })
+            .collect();
+        let stored = if values.iter().all(|&value| value == 0) {
+            0.0
+        } else {
+            // A stream for each band: its record and its lane's state.
+            let bands = view.batch * view.rows.div_ceil(MAX_TILE_ROWS);
+            counts.entropy() * relative.len() as f64 + 96.0 * bands as f64
+        };
+        (stored + MISFIT * columns * misfit, shift, values)
+    };
+    let none = {
+        let misfit: f64 = relative.iter().map(|log| (row_alpha * log).powi(2)).sum();
+        (MISFIT * columns * misfit, 0, vec![0; relative.len()])
+    };
+    if let Some(shift) = tuning.row_shift {
+        let (_, shift, values) = candidate((0..=shift).rev().find(fits).unwrap_or(0));
+        return (shift, values);
+    }
+    (0..=MAX_ROW_SHIFT)
+        .filter(fits)
+        .map(candidate)
+        .chain([none])
+        .min_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, shift, values)| (shift, values))
+        .expect("there is the candidate without scales")
 }
 
 fn tiling(view: &View, tuning: &Tuning) -> (usize, usize, usize) {
@@ -280,10 +320,10 @@ fn column_classes(
         .map(|log| (shrink * log.clamp(-MAX_SPREAD, MAX_SPREAD) / spacing.0).round() as i16)
         .collect();
     // A mismatch of d octaves costs 0.69 d^2 bits a weight, a class its entropy once a column.
-    let mut counts = crate::coding::table::Counts::default();
+    let mut counts = Counts::default();
     classes.iter().for_each(|&class| counts.add(i32::from(class)));
     let left = spacing.0.powi(2) / 12.0;
-    if 0.69 * (signal - left) * rows as f64 > counts.entropy() + 0.1 { classes } else { none }
+    if MISFIT * (signal - left) * rows as f64 > counts.entropy() + 0.1 { classes } else { none }
 }
 
 #[cfg(test)]
