@@ -154,7 +154,8 @@ impl Program {
         let model = folder.display().to_string();
         let container = target_dir().join("models/speed-100M.nwc").display().to_string();
         let mut compress = Vec::new();
-        for _ in 0..3 {
+        // The last container is decoded below.
+        for quantizer in ["trellis256", "trellis64", "trellis8"].iter().flat_map(|name| [name; 3]) {
             let (json, peak) = self.with_peak_memory(&[
                 "compress",
                 &model,
@@ -163,11 +164,15 @@ impl Program {
                 "--bits",
                 "4",
                 "--quantizer",
-                "trellis8",
+                quantizer,
                 "--force",
             ])?;
-            println!("compress: {} s, {peak} bytes of anonymous memory at the peak", json["seconds"]);
+            println!(
+                "compress, {quantizer}: {} s, {peak} bytes of anonymous memory at the peak",
+                json["seconds"]
+            );
             compress.push(json!({
+                "quantizer": quantizer,
                 "seconds": json["seconds"],
                 "weights": json["weights"],
                 "bits_per_weight": json["bits_per_weight"],

@@ -116,9 +116,9 @@ impl Sample {
                 let row_class = group.row_class.get(row).copied().unwrap_or(0);
                 for (weight, class) in weights.iter().zip(&group.column_class).take(group.lanes) {
                     let class = (class + row_class - least).clamp(0, classes as i32 - 1) as usize;
-                    let bin =
-                        (f64::from(*weight) * BINS_PER_UNIT).floor().clamp(-(BINS as f64), BINS as f64 - 1.0);
-                    histograms[class][(bin as isize + BINS as isize) as usize] += 1;
+                    // Truncation of what is not negative: rounding down takes a call.
+                    let place = f64::from(*weight) * BINS_PER_UNIT + BINS as f64;
+                    histograms[class][place.clamp(0.0, 2.0 * BINS as f64 - 1.0) as usize] += 1;
                 }
             }
         }
