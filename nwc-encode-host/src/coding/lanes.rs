@@ -203,7 +203,7 @@ mod x86 {
     macro_rules! simd {
         ($($body:tt)*) => {
             // SAFETY: `self` exists, so the processor has the instructions; pointers come from references to arrays of at least the size that is
-            // read or written.
+            // read or written, and places that are gathered are masked to lie in their array.
             unsafe { $($body)* }
         };
     }
@@ -362,7 +362,7 @@ mod x86 {
             let mut subsets = states;
             for i in 0..2 {
                 simd!(
-                    let state = states[i];
+                    let state = _mm256_and_si256(states[i], _mm256_set1_epi32(N as i32 - 1));
                     // Pairs of decisions as 32-bit words: no word reaches beyond the array.
                     let words = _mm256_i32gather_epi32::<4>(decisions.as_ptr().cast(), _mm256_srli_epi32::<1>(state));
                     let odd = _mm256_slli_epi32::<4>(_mm256_and_si256(state, _mm256_set1_epi32(1)));
@@ -530,6 +530,7 @@ mod x86 {
         ) -> (Self::Int, Self::Int) {
             let from = decisions.as_ptr();
             simd!(
+                let states = _mm512_and_si512(states, _mm512_set1_epi32(N as i32 - 1));
                 // The decisions of each lane's state, in the lower half of its 32 bits; N says how many registers they take.
                 let words = match N {
                     8 => _mm512_permutexvar_epi16(states, _mm512_broadcast_i32x4(_mm_loadu_si128(from.cast()))),
