@@ -157,13 +157,12 @@ enum Instructions {
 impl Instructions {
     /// All that this processor has, the fastest last.
     fn available() -> Vec<Self> {
-        let mut all = vec![Self::Portable];
+        let all = std::iter::once(Self::Portable);
         #[cfg(target_arch = "x86_64")]
-        {
-            all.extend(super::lanes::Avx2::detect().map(Self::Avx2));
-            all.extend(super::lanes::Avx512::detect().map(Self::Avx512));
-        }
-        all
+        let all = all
+            .chain(super::lanes::Avx2::detect().map(Self::Avx2))
+            .chain(super::lanes::Avx512::detect().map(Self::Avx512));
+        all.collect()
     }
 }
 
