@@ -47,7 +47,7 @@ enum Verb {
     Docs,
     /// Run the conformance tests with overflow checks and debug assertions
     Checked,
-    /// Build every fuzz target
+    /// Build every fuzz target, and run its corpus with overflow checks
     FuzzBuild,
     /// Check licences, banned crates and sources of all dependencies
     Deny,
