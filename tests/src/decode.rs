@@ -111,7 +111,7 @@ pub fn by_tiles<T: Weight>(coded: &CodedTensor<'_>, tables: &Tables<'_>) -> Resu
 }
 
 /// All that is meaningful in a chunk.
-fn meaning(chunk: &Chunk) -> Vec<u32> {
+pub fn meaning(chunk: &Chunk) -> Vec<u32> {
     let mut all =
         [chunk.first_row, chunk.rows, chunk.first_column, chunk.lanes].map(|place| place as u32).to_vec();
     for (latents, row_scale) in chunk.latents.iter().zip(&chunk.row_scale).take(chunk.rows) {

@@ -26,7 +26,8 @@ pub fn container(
     mut plain: impl FnMut(&mut [u8], usize, usize) -> usize,
 ) -> usize {
     let mut rng = Rng(seed.into());
-    let mutated = (rng.any() % 4 > 0).then(|| Frames::of(&data[..size])).flatten().map(|mut frames| {
+    let frames = if rng.any().is_multiple_of(4) { None } else { Frames::of(&data[..size]) };
+    let mutated = frames.map(|mut frames| {
         frames.mutate(&mut rng, &mut plain);
         frames.bytes()
     });
@@ -108,7 +109,7 @@ impl Frames {
     }
 
     fn mutate(&mut self, rng: &mut Rng, plain: &mut impl FnMut(&mut [u8], usize, usize) -> usize) {
-        if let Some(inside) = self.inside.as_mut().filter(|_| rng.any() % 8 > 0) {
+        if let Some(inside) = self.inside.as_mut().filter(|_| !rng.any().is_multiple_of(8)) {
             inside.mutate(rng, plain);
             return;
         }
@@ -116,10 +117,13 @@ impl Frames {
         match rng.any() % 8 {
             0 if self.sections.len() < 32 => {
                 let mut other = self.sections[at].clone();
-                other.kind = rng.any() as u32 % 6 | (rng.any() as u32 & REQUIRED);
+                other.kind = (rng.any() as u32 % 6) | (rng.any() as u32 & REQUIRED);
                 self.sections.insert(at, other);
             }
-            1 => self.sections[at].kind ^= if rng.any() % 2 == 0 { REQUIRED } else { 1 << (rng.any() % 8) },
+            1 => {
+                self.sections[at].kind ^=
+                    if rng.any().is_multiple_of(2) { REQUIRED } else { 1 << (rng.any() % 8) }
+            }
             2 => {
                 let other = rng.any() as usize % self.sections.len();
                 self.sections.swap(at, other);

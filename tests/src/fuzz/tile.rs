@@ -32,15 +32,15 @@ struct CodecFields {
     /// From 10.
     precision: u8,
     classes: u8,
-    weights: Vec<Levels>,
-    side: [Levels; 4],
+    weights: Vec<Alphabet>,
+    side: [Alphabet; 4],
     /// Which of the side tables are there.
     side_mask: u8,
 }
 
 /// A table's alphabet.
 #[derive(Debug, Clone, Default, Arbitrary)]
-struct Levels {
+struct Alphabet {
     lo: i8,
     rice: u8,
     levels: Vec<u8>,
@@ -91,7 +91,7 @@ enum Change {
     Swap,
 }
 
-impl Levels {
+impl Alphabet {
     /// A table of at least `least` symbols, with values that are legal.
     fn table(&self, least: usize) -> Table {
         let mut levels: Vec<i32> =
@@ -108,7 +108,7 @@ impl CodecFields {
         let trellis = (1..=8).contains(&self.state_bits);
         let unions = if trellis && self.unions { 2 } else { 1 };
         let classes = usize::from(self.classes) % 8 + 1;
-        let nothing = Levels::default();
+        let nothing = Alphabet::default();
         let turn = |number: usize| self.weights.get(number % self.weights.len().max(1)).unwrap_or(&nothing);
         let tables = (0..classes * usize::from(unions)).map(|number| turn(number).table(2)).collect();
         let precision = 10 + self.precision % 5;

@@ -10,6 +10,8 @@ use nwc_decode_core::{
 use nwc_encode_host::container::Split;
 use nwc_encode_host::restore::{Decoder, TableMemory};
 
+use crate::decode::meaning;
+
 /// Look-ups of fewer bits must find the same symbols.
 const FEW_BITS: u32 = 3;
 /// Places inside a tile at which decoding is taken up again.
@@ -227,17 +229,6 @@ fn tiles(coded: &CodedTensor<'_>, tables: &Tables<'_>, whole: &Result<Vec<f32>, 
     }
     assert_eq!(all_decode, whole.is_ok(), "the tensor decodes if all of its tiles do");
     assert_eq!(coded.tile(coded.tiles()).err(), Some(Error::Index));
-}
-
-/// All that is meaningful in a chunk.
-fn meaning(chunk: &Chunk) -> (usize, usize, Vec<(u32, Vec<i32>)>, Vec<u32>) {
-    let rows = chunk.latents.iter().zip(&chunk.row_scale).take(chunk.rows);
-    (
-        chunk.first_row,
-        chunk.first_column,
-        rows.map(|(row, scale)| (scale.to_bits(), row[..chunk.lanes].to_vec())).collect(),
-        chunk.column_scale[..chunk.lanes].iter().map(|scale| scale.to_bits()).collect(),
-    )
 }
 
 /// A decoder that goes on from a place inside a tile gives what the one that got there by itself gives. Returns the places.
