@@ -2,20 +2,12 @@
 
 use crate::bytes::{BitReader, Reader, unzigzag};
 use crate::tables::ScratchSize;
-use crate::{Error, Limits, num, tables};
+use crate::{Error, Limits, Synthesis, num, tables};
 
 /// The largest level of a symbol in a stored table (§4.2).
 const LEVEL_LIMIT: i64 = 127;
 /// Bounds of a side table's values (§4.4).
 const SIDE_VALUES: core::ops::RangeInclusive<i32> = -4096..=4095;
-
-/// How latents become weights in units of the step (§9).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Synthesis {
-    /// A latent is the weight.
-    Identity,
-}
 
 /// How indices are chosen from symbols (§8.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +54,7 @@ impl SideTable {
 /// A checked view of one codec.
 #[derive(Debug, Clone, Copy)]
 pub struct Codec<'a> {
+    synthesis: Synthesis,
     quantiser: Quantiser<'a>,
     precision: u32,
     unions: u8,
@@ -119,9 +112,7 @@ impl<'a> Codec<'a> {
     fn parse(body: &'a [u8]) -> Result<Self, Error> {
         let mut reader = Reader::new(body);
         let mut field = || reader.u8().ok_or(Error::Codec);
-        if field()? != 0 {
-            return Err(Error::Unsupported); // synthesis
-        }
+        let synthesis = Synthesis::from_code(field()?).ok_or(Error::Unsupported)?;
         let trellis = match field()? {
             0 => false,
             1 => true,
@@ -157,7 +148,8 @@ impl<'a> Codec<'a> {
             return Err(Error::Codec);
         }
         let tables = reader.rest;
-        Ok(Self { quantiser, precision, unions, classes, side_tables, tables, stored_bytes: body.len() })
+        let stored_bytes = body.len();
+        Ok(Self { synthesis, quantiser, precision, unions, classes, side_tables, tables, stored_bytes })
     }
 
     fn check_tables(&self) -> Result<(), Error> {
@@ -181,7 +173,7 @@ impl<'a> Codec<'a> {
 
     /// The synthesis transform.
     pub const fn synthesis(&self) -> Synthesis {
-        Synthesis::Identity
+        self.synthesis
     }
 
     /// The quantiser.

@@ -77,7 +77,7 @@ mod synthesis;
 mod tables;
 mod tile;
 
-pub use codec::{Codec, Quantiser, SideTable, Synthesis};
+pub use codec::{Codec, Quantiser, SideTable};
 pub use coded::{Checks, CodedTensor, Tile, TileRegion};
 pub use container::{Attachment, Attachments, Container, Limits, SectionKind};
 pub use crc::Crc32;
@@ -88,6 +88,7 @@ pub use error::Error;
 pub use num::Element;
 pub use rans::RowValue;
 pub use scale::{SCALE_CODE_MAX, SCALE_CODE_MIN, scale};
+pub use synthesis::Synthesis;
 pub use tables::{MAX_LEVEL, Scratch, ScratchSize, Tables, frequencies};
 pub use tile::{CHUNK_ROWS, Chunk, MAX_LANES, SeekPoint, TileDecoder};
 

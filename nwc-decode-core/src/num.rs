@@ -23,6 +23,11 @@ pub(crate) const fn dtype_code(dtype: crate::DType) -> u8 {
     dtype as u8
 }
 
+/// The discriminant of a synthesis.
+pub(crate) const fn synthesis_code(synthesis: crate::Synthesis) -> u8 {
+    synthesis as u8
+}
+
 /// The low eight bits.
 pub(crate) const fn low_u8(x: u32) -> u8 {
     (x & 0xFF) as u8

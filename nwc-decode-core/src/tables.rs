@@ -3,7 +3,7 @@
 use core::cell::Cell;
 
 use crate::codec::{Codec, Quantiser, SideTable};
-use crate::{Error, num};
+use crate::{Error, Synthesis, num};
 
 /// The largest level of a symbol in a stored table (§4.2).
 pub const MAX_LEVEL: u8 = 127;
@@ -52,6 +52,7 @@ pub struct Tables<'s> {
     /// Trellis: next states; empty for the scalar quantiser.
     next: &'s [u8],
     side: [Option<usize>; 4],
+    synthesis: Synthesis,
 }
 
 /// Frequencies of levels (§4.3): calls `sink` with each symbol and its frequency, which sum to 2^precision.
@@ -139,6 +140,7 @@ impl<'s> Tables<'s> {
             union_mask: u32::from(codec.unions().wrapping_sub(1)),
             next,
             side: SideTable::ALL.map(|kind| codec.side_table(kind)),
+            synthesis: codec.synthesis(),
         })
     }
 
@@ -220,6 +222,10 @@ impl<'s> Tables<'s> {
     /// Number of spread classes.
     pub const fn classes(&self) -> i32 {
         self.classes
+    }
+
+    pub(crate) const fn synthesis(&self) -> Synthesis {
+        self.synthesis
     }
 
     /// Entry 2s + b is the trellis state after state s and bit b; empty for the scalar quantiser.
@@ -312,6 +318,7 @@ mod tests {
                     union_mask: 0,
                     next: &[],
                     side: [None; 4],
+                    synthesis: Synthesis::Identity,
                 };
                 // Under Miri all of them would take hours.
                 for slot in (0..1u32 << precision).step_by(if cfg!(miri) { 997 } else { 1 }) {

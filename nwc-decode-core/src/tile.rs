@@ -1,6 +1,6 @@
 //! Decoding a tile: lanes walk down columns, a row of lanes at a time (§8).
 
-use crate::codec::{SideTable, Synthesis};
+use crate::codec::SideTable;
 use crate::directory::CodedEntry;
 use crate::engine::{RowEngine, Rows};
 use crate::rans::{LOWER_BOUND, RowPlace, RowTables, RowValue, Words, start};
@@ -312,8 +312,8 @@ impl<'t> Walk<'t> {
         chunk.first_row = self.place.row;
         chunk.first_column = self.place.group.wrapping_mul(num::index(self.shape.entry.lanes));
         chunk.column_scale = self.column_scale;
-        let synthesis = Synthesis::Identity;
-        synthesis.apply(&mut chunk.latents, rows, self.active);
+        let synthesis = self.tables.synthesis();
+        synthesis.apply(&mut chunk.latents, rows);
         chunk.fraction_bits = synthesis.fraction_bits();
 
         self.place.read = self.place.read.wrapping_add(words.read());

@@ -271,10 +271,14 @@ class Table:
         return b"".join(bytes((i,)) * f for i, f in enumerate(self.freq))
 
 
+IDENTITY, HADAMARD = 0, 1
+
+
 class Codec:
     def __init__(self, data):
         reader = Reader(data, CODEC)
-        require(reader.u8() == 0, UNSUPPORTED, "a reserved synthesis")
+        self.synthesis = reader.u8()
+        require(self.synthesis in (IDENTITY, HADAMARD), UNSUPPORTED, "a reserved synthesis")
         quantiser = reader.u8()
         require(quantiser <= 1, CODEC, "quantiser %d" % quantiser)
         self.trellis = quantiser == 1
@@ -530,6 +534,19 @@ def parse_streams(tensor, item):
     return streams[:row_streams], streams[row_streams:]
 
 
+def synthesise(synthesis, indices, rows, lanes):
+    """9: the latent values of a group of columns, [row][lane]; every one is a binary32 number"""
+    latents = array("d", indices)
+    if synthesis == HADAMARD:
+        for first in range(0, rows - 15, 16):
+            for lane in range(lanes):
+                chunk = [indices[(first + k) * lanes + lane] for k in range(16)]
+                for j in range(16):
+                    total = sum(-i if bin(j & k).count("1") % 2 else i for k, i in enumerate(chunk))
+                    latents[(first + j) * lanes + lane] = total / 4
+    return latents
+
+
 class CodedDecoder:
     """Decodes the weights of one coded tensor to binary32."""
 
@@ -630,12 +647,13 @@ class CodedDecoder:
         at = 0
         for first in range(0, columns, tensor.lanes):
             group = range(first, min(first + tensor.lanes, columns))
+            latents = synthesise(self.codec.synthesis, indices[at:at + rows * len(group)], rows, len(group))
+            at += rows * len(group)
             for r in range(rows):
                 row_factor = row_factors[r]
                 for c in group:
-                    v = indices[at]
-                    at += 1
-                    w = mul32(float(v), mul32(row_factor, column_factors[c]))
+                    v = latents[r * len(group) + c - first]
+                    w = mul32(v, mul32(row_factor, column_factors[c]))
                     out[origin + r * row_stride + c * column_stride] = bits32(w)
 
 

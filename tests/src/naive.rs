@@ -74,6 +74,7 @@ struct Table {
 
 #[derive(Debug, Clone)]
 struct Codec {
+    hadamard: bool,
     next: Option<Vec<u8>>,
     precision: u32,
     unions: usize,
@@ -84,7 +85,8 @@ struct Codec {
 
 impl Codec {
     fn parse(bytes: &[u8]) -> Self {
-        let mut fields = Cursor { bytes, at: 1 };
+        let mut fields = Cursor { bytes, at: 0 };
+        let hadamard = fields.u8() == 1;
         let next = (fields.u8() == 1).then(|| {
             let state_bits = fields.u8();
             fields.take(2 << state_bits).to_vec()
@@ -98,7 +100,7 @@ impl Codec {
             .collect();
         let weights = (0..unions * classes).map(|_| Table::parse(&mut bits, precision)).collect();
         let side = [0, 1, 2, 3].map(|i| (side >> i & 1 == 1).then(|| Table::parse(&mut bits, precision)));
-        Self { next, precision, unions, classes, weights, side }
+        Self { hadamard, next, precision, unions, classes, weights, side }
     }
 }
 
@@ -411,6 +413,16 @@ impl Codec {
         values
     }
 
+    /// The latent value of a weight, from the indices of its group of columns (§9).
+    fn latent(&self, indices: &[Vec<i64>], r: usize, lane: usize) -> f64 {
+        let first = r / 16 * 16;
+        if !self.hadamard || first + 16 > indices.len() {
+            return indices[r][lane] as f64;
+        }
+        let sign = |k: usize| if ((r % 16) & k).count_ones().is_multiple_of(2) { 1 } else { -1 };
+        (0..16).map(|k| sign(k) * indices[first + k][lane]).sum::<i64>() as f64 / 4.0
+    }
+
     /// A tile's weights and their steps, row-major in rows and columns as coded (§8 to §10).
     fn tile(&self, coded: &Coded, stream: &[u8], width: usize, rows: &[(i64, i64)]) -> Vec<(f64, f64)> {
         let lanes = coded.lanes.min(width);
@@ -421,7 +433,8 @@ impl Codec {
             let active = (width - first).min(coded.lanes);
             let scales: Vec<i64> = (0..active).map(|lane| stream.side(lane, self, coded, 2)).collect();
             let classes: Vec<i64> = (0..active).map(|lane| stream.side(lane, self, coded, 3)).collect();
-            for (r, &(row_scale, row_class)) in rows.iter().enumerate() {
+            let mut indices: Vec<Vec<i64>> = Vec::new();
+            for &(_, row_class) in rows {
                 let symbols: Vec<(usize, &Table)> = (0..active)
                     .map(|lane| {
                         let class = coded.class_base + row_class + classes[lane];
@@ -431,27 +444,33 @@ impl Codec {
                         (stream.symbol(lane, table, self.precision), table)
                     })
                     .collect();
-                let row_factor = scale(coded.step + row_scale * 2i64.pow(9 - coded.row_shift));
-                for (lane, (symbol, table)) in symbols.into_iter().enumerate() {
+                let row = symbols.into_iter().enumerate().map(|(lane, (symbol, table))| {
                     let j = match symbol {
                         0 => i64::from(stream.word() as u16 as i16),
                         symbol => i64::from(table.lo) + symbol as i64 - 1,
                     };
-                    let index = match &self.next {
+                    match &self.next {
                         None => j,
                         Some(next) => {
                             let s = states[lane];
                             states[lane] = usize::from(next[2 * s + j.rem_euclid(2) as usize]);
                             2 * j + (s % 2) as i64
                         }
-                    };
+                    }
+                });
+                indices.push(row.collect());
+            }
+            for (r, &(row_scale, _)) in rows.iter().enumerate() {
+                let row_factor = scale(coded.step + row_scale * 2i64.pow(9 - coded.row_shift));
+                for lane in 0..active {
+                    let latent = self.latent(&indices, r, lane);
                     let column_factor = if coded.side & 4 == 0 {
                         1.0
                     } else {
                         scale(scales[lane] * 2i64.pow(9 - coded.column_shift))
                     };
                     let factor = round(row_factor * column_factor, F32);
-                    weights[r * width + first + lane] = (round(index as f64 * factor, F32), factor);
+                    weights[r * width + first + lane] = (round(latent * factor, F32), factor);
                 }
             }
         }

@@ -156,6 +156,8 @@ fn valid() -> Vec<(&'static str, File)> {
         ("shapes", shapes()),
         ("spare-words", spare_words()),
         ("densest", densest()),
+        ("small-hadamard", small_hadamard()),
+        ("hadamard", hadamard()),
     ]
 }
 
@@ -682,6 +684,69 @@ fn densest() -> File {
     file
 }
 
+/// A whole chunk of rows and a few more.
+fn small_hadamard() -> File {
+    let codec = Codec { synthesis: 1, ..Codec::scalar(10, vec![Table::weights(4, 14, 1)]) };
+    let mut file = File { codecs: vec![codec], ..File::default() };
+    let coded = Coded { lanes: 2, per_lane: 1, step: -2000, ..Coded::plain(19, 3) };
+    file.random("weight", F32, &[19, 3], coded, 8, &mut Rng(27));
+    file
+}
+
+/// Tiles of no, of only and of some whole chunks; all side information; indices of all magnitudes; results beyond what a dtype holds.
+fn hadamard() -> File {
+    let mut rng = Rng(28);
+    let escapes = Codec::trellis(trellis(8), 12, 2, vec![Table::weights(2, 16, 1), Table::weights(3, 16, 1)]);
+    let codecs = vec![
+        Codec { synthesis: 1, ..sides_codec(12) },
+        Codec { synthesis: 1, ..escapes },
+        Codec { synthesis: 1, ..Codec::scalar(12, vec![Table::weights(9, 5, 1)]) },
+    ];
+    let mut file = File { codecs, ..File::default() };
+    for (number, (rows, tile_rows)) in
+        [(15, 15), (16, 16), (17, 17), (31, 31), (32, 32), (70, 24), (64, 16), (40, 7)]
+            .into_iter()
+            .enumerate()
+    {
+        let coded = Coded {
+            view: number as u8 & 1,
+            lanes: 3,
+            per_lane: 2,
+            tile_rows,
+            step: -3000,
+            side: 15,
+            class_base: 1,
+            ..Coded::plain(rows, 8)
+        };
+        let dims = if number & 1 == 0 { [rows, 8] } else { [8, rows] };
+        file.random(&format!("rows{rows}"), [F16, F32][number & 1], &dims, coded, 18, &mut rng);
+    }
+    for (name, codec, dtype, step) in [
+        ("extremes", 1, F32, -2560),
+        ("extremes.of.scalar", 2, F32, -2560),
+        ("largest", 1, F32, 65535),
+        ("largest.half", 1, F16, 0),
+        ("least", 2, F32, -64512),
+        ("ties", 2, F16, -25 * 512),
+        ("least.half", 2, BF16, -64512),
+    ] {
+        let coded = Coded { codec, lanes: 4, per_lane: 2, step, ..Coded::plain(33, 6) };
+        let tables = file.codecs[usize::from(codec)].clone();
+        let mut content = coded.random(&[33, 6], &tables, 3, &mut rng);
+        if name != "ties" {
+            let extremes = [i16::MIN, i16::MAX, -32767, 32766, -4, 4, 255, -256];
+            for (place, value) in content.values.iter_mut().enumerate().filter(|(place, _)| place % 5 < 3) {
+                *value = i32::from(extremes[place % extremes.len()]);
+            }
+        }
+        // A chunk of which all are the least index: the sum of the largest magnitude.
+        content.values[..16 * 6].iter_mut().step_by(6).for_each(|value| *value = i32::from(i16::MIN));
+        let coded = coded.with(&[33, 6], &tables, &content);
+        file.coded(name, dtype, &[33, 6], coded);
+    }
+    file
+}
+
 // -------------------------------------------------------------------------------------------------- invalid
 
 /// Of the invalid vectors one for each error is enough on an interpreted machine.
@@ -1133,7 +1198,7 @@ fn codec_fields(bad: &mut Vec<Bad>) {
         ),
         (Error::Codec, "bytes-left", codec(&|c| c.tail.push(0))),
         (Error::Codec, "padding-not-zero", section(&|b| *b.last_mut().expect("a codec is there") |= 0x80)),
-        (Error::Unsupported, "synthesis", codec(&|c| c.synthesis = 1)),
+        (Error::Unsupported, "synthesis", codec(&|c| c.synthesis = 2)),
         (Error::Unsupported, "entropy-mode", codec(&|c| c.entropy_mode = 1)),
         (Error::Unsupported, "layers", recoded(|c| c.layers = 2)),
         (Error::Unsupported, "no-layers", recoded(|c| c.layers = 0)),
