@@ -458,6 +458,12 @@ fn quantizers_and_selections_do_what_they_say() {
     let errors = ["scalar", "trellis8", "trellis32"].map(at);
     assert!(errors.is_sorted_by(|worse, better| worse > better), "{errors:?}");
 
+    let line = "compress clip --bits 3 --codec hadamard -o hadamard.nwc --json";
+    let report = sandbox.run(line).json();
+    assert_eq!(sandbox.run("inspect hadamard.nwc --json").json()["codec"][0]["synthesis"], "hadamard");
+    assert!((0.9..1.1).contains(&(number(&report["nmse"]) / errors[1])), "{report}");
+    assert_eq!(sandbox.run("verify hadamard.nwc --against clip --json").json()["nmse"], report["nmse"]);
+
     let coded = |selection: &str| -> Vec<String> {
         let report = sandbox.run(&format!("compress clip --bits 4 {selection} --dry-run --json")).json();
         let coded = report["tensors"].as_array().unwrap().iter().filter(|t| t["coding"] == "coded");
@@ -924,6 +930,7 @@ fn messages_about_options() {
             ("inspect good.nwc --jobs 0", &["--jobs"]),
             ("inspect good.nwc --jobs 1000000", &["--jobs"]),
             ("compress model --bits 4 -o a.nwc --quantizer trellis12", &["trellis12", "trellis16"]),
+            ("compress model --bits 4 -o a.nwc --codec dct", &["dct", "hadamard"]),
             ("compress model --bits 4 -o a.nwc --row-alpha 1.5", &["--row-alpha"]),
             ("compress model --bits 4 -o a.nwc --row-alpha nan", &["--row-alpha"]),
             ("compress model --bits 0 -o a.nwc", &["model: "]),

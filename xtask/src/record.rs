@@ -17,6 +17,8 @@ pub(crate) enum Subject {
     Rd,
     /// The models of `$NWC_ASSETS`, at 3 and 4 bits
     Models,
+    /// The Hadamard synthesis against none, on a Gaussian matrix and models of `$NWC_ASSETS`: about 2 minutes
+    Hadamard,
     /// Time and memory to compress 100 M weights, and decoding speed: about 3 minutes
     Speed,
 }
@@ -26,12 +28,15 @@ pub(crate) fn record(subject: Subject) -> Result<()> {
     let program = Program(build_program()?);
     let (name, results) = match subject {
         Subject::Rd => ("rd", program.rate_distortion()?),
-        Subject::Models => {
+        Subject::Models | Subject::Hadamard => {
             let Ok(assets) = std::env::var("NWC_ASSETS") else {
                 println!("skipped: set NWC_ASSETS to the folder with models/ to measure them");
                 return Ok(());
             };
-            ("models", program.models(&assets)?)
+            match subject {
+                Subject::Models => ("models", program.models(&assets)?),
+                _ => ("hadamard", program.hadamard(&assets)?),
+            }
         }
         Subject::Speed => ("speed", program.speed()?),
     };
@@ -141,6 +146,33 @@ impl Program {
                     object.remove("dry_run");
                 }
                 rows.push(row);
+            }
+        }
+        Ok(Value::Array(rows))
+    }
+
+    fn hadamard(&self, assets: &str) -> Result<Value> {
+        let mut rows = Vec::new();
+        let models = ["clip-mini", "clip-cifar"].map(|model| (model, format!("{assets}/models/{model}")));
+        for bits in ["3", "4"] {
+            for (name, path) in
+                [("gaussian", None)].into_iter().chain(models.iter().map(|(m, p)| (*m, Some(p))))
+            {
+                let mut factors = Vec::new();
+                for codec in ["identity", "hadamard"] {
+                    let what = path.map_or(vec!["--source", name], |path| vec![path.as_str()]);
+                    let args = [vec!["bench", "rd", "--bits", bits, "--codec", codec], what].concat();
+                    let mut row = self.json(&args)?;
+                    factors.push(row["nmse_times_4r"].as_f64().context("no nMSE")?);
+                    row["what"] = json!(name);
+                    row["bits"] = json!(bits);
+                    row["codec"] = json!(codec);
+                    rows.push(row);
+                }
+                println!(
+                    "{name:<11} {bits} bits: nMSE*4^R {:.4} identity, {:.4} hadamard",
+                    factors[0], factors[1]
+                );
             }
         }
         Ok(Value::Array(rows))

@@ -3,6 +3,7 @@
 //! Nothing here knows of tensors or files. A tile goes through [`search`] (which index for which weight), [`table`] (what each symbol
 //! costs) and [`rans`] (the words of the stream).
 
+pub mod analysis;
 mod lanes;
 pub mod rans;
 pub mod search;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use nwc_decode_core::Synthesis;
 use regex::Regex;
 use serde_json::{Value, json};
 
@@ -55,6 +56,9 @@ pub struct CodingArgs {
     /// scalar, or trellis8 .. trellis256 by number of states
     #[arg(long, default_value = DEFAULT_QUANTISER, value_name = "NAME")]
     pub quantizer: String,
+    /// How indices become weights: identity, or hadamard (a transform down each column)
+    #[arg(long, default_value = "identity", value_name = "NAME")]
+    pub codec: String,
     /// Steps of rows are proportional to their deviation to this power, 0 to 1
     #[arg(long, default_value_t = 1.0, value_name = "POWER", allow_negative_numbers = true)]
     pub row_alpha: f64,
@@ -79,6 +83,11 @@ impl CodingArgs {
             Error::input(format!("there is no quantizer \"{}\"", self.quantizer))
                 .remedy("use scalar, trellis8, trellis16, trellis32, trellis64, trellis128 or trellis256")
         })?;
+        let synthesis =
+            Synthesis::ALL.into_iter().find(|synthesis| synthesis.name() == self.codec).ok_or_else(|| {
+                Error::input(format!("there is no codec \"{}\"", self.codec))
+                    .remedy("use identity or hadamard")
+            })?;
         if !(0.0..=1.0).contains(&self.row_alpha) {
             return Err(Error::input(format!("--row-alpha {} is out of range", self.row_alpha))
                 .remedy("give a power from 0 (all rows one step) to 1 (rows normalised)"));
@@ -89,7 +98,7 @@ impl CodingArgs {
             exclude: self.exclude.clone(),
             ..Selection::default()
         };
-        Ok(Settings { quantiser, row_alpha: self.row_alpha, selection, ..Settings::new(target) })
+        Ok(Settings { quantiser, synthesis, row_alpha: self.row_alpha, selection, ..Settings::new(target) })
     }
 }
 

@@ -68,7 +68,8 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
     for codec in &codecs {
         let _ = writeln!(
             text,
-            "codec: {}, {} classes, {} tables a class, precision {} bits",
+            "codec: {}, {}, {} classes, {} tables a class, precision {} bits",
+            codec.synthesis().name(),
             quantiser_name(codec),
             codec.classes(),
             codec.unions(),
@@ -118,7 +119,7 @@ fn quantiser_name(codec: &Codec<'_>) -> String {
 
 fn codec_json(codec: &Codec<'_>) -> Value {
     json!({
-        "synthesis": "identity",
+        "synthesis": codec.synthesis().name(),
         "quantizer": quantiser_name(codec),
         "classes": codec.classes(),
         "unions": codec.unions(),

@@ -1,8 +1,9 @@
 //! From a tensor and its plan to streams: filling blocks with weights in units of their step, searching, entropy coding.
 
-use nwc_decode_core::scale;
+use nwc_decode_core::{Synthesis, scale};
 
 use super::plan::TensorPlan;
+use crate::coding::analysis::analyse;
 use crate::coding::rans::{StreamWriter, Symbol};
 use crate::coding::search::{Block, LANES, Quantiser, RateModel, Search};
 use crate::coding::table::{BitWriter, Table, Tally};
@@ -11,6 +12,8 @@ use crate::coding::trellis::Trellis;
 /// A codec as it goes into a container: quantiser, tables of all classes, side tables.
 #[derive(Debug, Clone)]
 pub struct Codec {
+    /// How indices become weights.
+    pub synthesis: Synthesis,
     /// How indices are chosen and coded.
     pub quantiser: Quantiser,
     /// Precision of all tables.
@@ -33,7 +36,7 @@ pub(crate) const COLUMN_CLASS: usize = 3;
 impl Codec {
     /// The stored form (docs/bitstream.md §4.1).
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0]; // identity synthesis
+        let mut bytes = vec![self.synthesis.code()];
         match &self.quantiser {
             Quantiser::Scalar => bytes.push(0),
             Quantiser::Trellis(trellis) => {
@@ -287,7 +290,7 @@ impl<'a> TensorCoder<'a> {
         })
     }
 
-    /// The weights of a group in units of their step, `[row][LANES]`, into `out`. What lies in places without a column stays.
+    /// What is quantised of a group, `[row][LANES]`, into `out`: the weights in units of their step, transformed if the codec does that. What lies in places without a column stays.
     pub fn fill(&self, weights: &[f32], group: &Group, out: &mut [f32]) {
         let view = &self.plan.view;
         let inverses = &self.inverse[group.batch * view.rows + group.first_row..][..group.rows];
@@ -314,6 +317,7 @@ impl<'a> TensorCoder<'a> {
                 out.iter_mut().zip(&row[..group.lanes]).for_each(|(out, weight)| *out = weight * inverse);
             }
         }
+        analyse(self.plan.synthesis, out);
     }
 
     /// The class of each lane's column, its base included.

@@ -122,7 +122,8 @@ impl Job<'_> {
                 .par_iter()
                 .map(|&(index, view)| {
                     let weights = self.load(index);
-                    let plan = TensorPlan::measure(view, &weights, self.settings.row_alpha, spacing, tuning);
+                    let plan = TensorPlan::measure(view, &weights, self.settings.row_alpha, spacing, tuning)
+                        .with_synthesis(self.settings.synthesis);
                     let sample = TensorSample::take(&plan, &weights, fraction);
                     self.progress.advance(weights.len() as u64);
                     (index, plan, sample)

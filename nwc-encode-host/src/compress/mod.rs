@@ -12,7 +12,7 @@ mod view;
 use std::collections::HashMap;
 use std::fs::File;
 
-use nwc_decode_core::DType;
+use nwc_decode_core::{DType, Synthesis};
 use rayon::prelude::*;
 
 pub use encode::quantiser;
@@ -85,6 +85,8 @@ pub struct Settings {
     pub target: Target,
     /// The quantiser.
     pub quantiser: Quantiser,
+    /// How indices become weights.
+    pub synthesis: Synthesis,
     /// The step of a row is proportional to its deviation to this power.
     pub row_alpha: f64,
     /// Which tensors are coded.
@@ -96,12 +98,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The default settings at this rate: [`DEFAULT_QUANTISER`], rows normalised.
+    /// The default settings at this rate: [`DEFAULT_QUANTISER`], no transform, rows normalised.
     pub fn new(target: Target) -> Self {
         let quantiser = quantiser(DEFAULT_QUANTISER).expect("it is known");
         Self {
             target,
             quantiser,
+            synthesis: Synthesis::Identity,
             row_alpha: 1.0,
             selection: Selection::default(),
             keep_expanding: false,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use nwc_decode_core::{SCALE_CODE_MAX, SCALE_CODE_MIN};
+use nwc_decode_core::{SCALE_CODE_MAX, SCALE_CODE_MIN, Synthesis};
 
 use super::Tuning;
 use super::view::View;
@@ -52,6 +52,8 @@ pub struct TensorPlan {
     pub column_class: Vec<i16>,
     /// Class of a weight whose row and column values are 0, before the model's lowest class is made 0.
     pub class_base: i32,
+    /// How weights become what is quantised.
+    pub synthesis: Synthesis,
 }
 
 impl TensorPlan {
@@ -101,7 +103,15 @@ impl TensorPlan {
             row_class: nonzero(row_class),
             column_class: nonzero(column_class),
             class_base,
+            synthesis: Synthesis::Identity,
         }
+    }
+
+    /// The same for another synthesis.
+    #[must_use]
+    pub const fn with_synthesis(mut self, synthesis: Synthesis) -> Self {
+        self.synthesis = synthesis;
+        self
     }
 
     /// The least and the largest class of a weight of this tensor.

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use nwc_decode_core::Synthesis;
 use rayon::prelude::*;
 
 use super::encode::{COLUMN_CLASS, Codec, ROW_CLASS, ROW_SCALE, TensorCoder};
@@ -74,6 +75,7 @@ impl TensorSample {
 /// A sample of the whole model, and what its tables are made from.
 #[derive(Debug)]
 pub struct Sample {
+    synthesis: Synthesis,
     quantiser: Quantiser,
     tuning: Tuning,
     tensors: Vec<TensorSample>,
@@ -155,6 +157,7 @@ impl Sample {
             })
             .collect();
         Self {
+            synthesis: settings.synthesis,
             quantiser: settings.quantiser.clone(),
             tuning: settings.tuning.clone(),
             tensors,
@@ -305,6 +308,7 @@ impl Sample {
             .each_ref()
             .map(|counts| counts.as_ref().map(|counts| Table::fit_side(counts, precision)));
         let codec = Codec {
+            synthesis: self.synthesis,
             quantiser: self.quantiser.clone(),
             precision,
             unions,
