@@ -3,9 +3,13 @@
 use std::collections::BTreeSet;
 
 use half::{bf16, f16};
-use nwc_decode_core::{Checks, Coding, Container, Crc32, DType, Error, Limits, Scratch, Tables, Tensor};
+use nwc_decode_core::{
+    Checks, Coding, Container, Crc32, DType, Error, Limits, Scratch, Tables, Tensor, WINDOW_BYTES,
+};
+use nwc_tests::builder::{Codec, Coded, File, Rng, Table, trellis};
 use nwc_tests::decode::{
-    FLOATS, Weight, as_dtype, attachment, by_tiles, everything, from_seek_points, whole, with_tables,
+    FLOATS, Source, Weight, as_dtype, attachment, by_rows, by_tiles, everything, from_seek_points,
+    through_a_window, tile_through_a_window, whole, with_tables,
 };
 use nwc_tests::ledger::{Ledger, Vector, folder, read_vector};
 
@@ -21,6 +25,7 @@ fn check(vector: &Vector) {
     match (&vector.call, vector.error) {
         (None, None) => check_valid(vector, &bytes),
         (None, Some(code)) => {
+            check_through_a_window(vector, &bytes);
             for &lookup_bits in LOOKUPS {
                 let error = everything(&bytes, lookup_bits, 0xFF).expect_err(&vector.file);
                 assert_eq!((error.code(), error.is_file_fault()), (code, true), "{}: {error}", vector.file);
@@ -67,6 +72,17 @@ fn check_valid(vector: &Vector, bytes: &[u8]) {
         attachment(&file).expect(&vector.file);
     }
     everything(bytes, 8, 0).expect(&vector.file);
+    check_through_a_window(vector, bytes);
+}
+
+/// Where the bytes are does not matter: neither for what is decoded nor for what goes wrong.
+fn check_through_a_window(vector: &Vector, bytes: &[u8]) {
+    let in_memory = Container::open(bytes, &Limits::default())
+        .and_then(|container| nwc_tests::decode::tensors(&container, 8, 0));
+    let mut source = Source::new(bytes);
+    let through_a_window = through_a_window(&mut source, 8, 0xFF);
+    assert!(in_memory == through_a_window, "{}: {:?}", vector.file, through_a_window.err());
+    assert!(source.longest <= WINDOW_BYTES, "{}: {} bytes at once", vector.file, source.longest);
 }
 
 fn check_as<T: Weight>(
@@ -95,7 +111,9 @@ fn check_as<T: Weight>(
                 // All places of small tiles, a few of large ones.
                 let places = if cfg!(miri) { 2 } else { (100_000 / tile.elements()).max(3) };
                 from_seek_points(&tile, tables, places)?;
+                tile_through_a_window(container.file(), tensor, number, tables, places.min(9))?;
             }
+            by_rows(container.file(), tensor, tables, coded.shape()[1].div_ceil(20))?;
         }
         Ok(())
     })
@@ -167,6 +185,28 @@ fn check_call(call: &str, bytes: &[u8]) -> Vec<Error> {
                     .expect_err("weights are floats"),
             ]
         }
+        "not-in-memory" => {
+            let front =
+                Container::front_bytes(&bytes[..Container::HEADER_BYTES]).expect("the header is legal");
+            let small =
+                Container::open_front(&bytes[..front], None, &Limits::default()).expect("it is enough");
+            let at = |coding| {
+                let mut tensors = small.tensors();
+                tensors.find(|tensor| tensor.coding() == coding).expect("there is one")
+            };
+            let (coded, raw) = (at(Coding::Coded), at(Coding::Raw));
+            // The file ends in the attachments, so a source that lacks a byte fails only at the end of DATA.
+            let end = raw.offset() + raw.stored_bytes();
+            vec![
+                Container::open_front(&bytes[..front - 1], None, &Limits::default())
+                    .expect_err("a byte is missing"),
+                coded.coded().expect_err("it is not in memory"),
+                raw.raw(Checks::SkipChecksums).expect_err("it is not in memory"),
+                small.attachments().expect_err("they are not in memory"),
+                coded.remote(&mut &bytes[..coded.offset()]).expect_err("the source is too short"),
+                raw.check_raw(&mut &bytes[..end - 1], &mut [0; 7]).expect_err("the source is too short"),
+            ]
+        }
         other => panic!("no call is named {other}"),
     }
 }
@@ -189,6 +229,72 @@ fn all_vectors() {
         .map(|vector| vector.file)
         .collect();
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn a_source_that_fails_is_an_error_wherever_it_fails() {
+    let bytes = read_vector("small-sides.nwc");
+    let mut source = Source::new(&bytes);
+    through_a_window(&mut source, 8, 0).expect("the source delivers");
+    assert!(source.reads > 20);
+    for fails in 1..=source.reads {
+        let mut source = Source { fails: Some(fails), ..Source::new(&bytes) };
+        assert_eq!(through_a_window(&mut source, 8, 0), Err(Error::Source), "read {fails}");
+    }
+}
+
+#[test]
+fn a_row_of_an_embedding_touches_one_tile() {
+    let tables = [3, 5, 8, 4, 12, 20].map(|reach| Table::weights(reach, 40 / reach, 1));
+    let codec = Codec::trellis(trellis(8), 12, 2, tables.to_vec()).with_side(
+        [Table::side(-9, 20), Table::side(-3, 7), Table::side(-40, 60), Table::side(-4, 9)].map(Some),
+    );
+    let mut file = File { codecs: vec![codec], ..File::default() };
+    let coded =
+        Coded { view: 1, lanes: 4, per_lane: 2, side: 15, class_base: 1, step: -900, ..Coded::plain(21, 43) };
+    file.random("embedding", 1, &[43, 21], coded, 15, &mut Rng(31));
+    let file = file.sealed();
+    // The row stream comes first: all tiles share it.
+    let streams: Vec<_> =
+        file.seals().into_iter().skip(1).take(6).map(|seal| seal.covers[0].clone()).collect();
+    let bytes = file.bytes();
+    let row_of = |bytes: &[u8], row: usize, through_a_window: bool| {
+        let container = Container::open(bytes, &Limits::default()).expect("the front is not damaged");
+        let tensor = container.tensor(0).expect("it is there");
+        let coded = tensor.coded().expect("it is coded");
+        assert_eq!(coded.tiles(), streams.len());
+        let codec = container.codec(0).expect("it is there");
+        with_tables(&codec, 6, 0, |tables| {
+            let mut out = vec![f16::ZERO; 21];
+            if through_a_window {
+                let source = &mut &bytes[..];
+                let remote = tensor.remote(source)?;
+                remote.decode_output_row(
+                    tables,
+                    Checks::All,
+                    source,
+                    &mut [0; WINDOW_BYTES],
+                    (0, row),
+                    &mut out,
+                )?;
+            } else {
+                coded.decode_output_row(tables, Checks::All, 0, row, &mut out)?;
+            }
+            Ok(out)
+        })
+    };
+    for (row, through_a_window) in (0..43).flat_map(|row| [(row, false), (row, true)]) {
+        let right = row_of(&bytes, row, through_a_window).expect("nothing is damaged");
+        let damaged = |damage: &dyn Fn(usize) -> bool| {
+            let mut bytes = bytes.clone();
+            streams.iter().enumerate().filter(|(tile, _)| damage(*tile)).for_each(|(_, range)| {
+                bytes[range.clone()].iter_mut().for_each(|byte| *byte ^= 0x5A);
+            });
+            row_of(&bytes, row, through_a_window)
+        };
+        assert_eq!(damaged(&|tile| tile != row / 8), Ok(right), "row {row}");
+        assert_eq!(damaged(&|tile| tile == row / 8), Err(Error::StreamChecksum), "row {row}");
+    }
 }
 
 #[test]

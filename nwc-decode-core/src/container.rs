@@ -3,7 +3,7 @@
 use crate::bytes::Reader;
 use crate::codec::{self, Codec};
 use crate::directory::{self, Tensor, TensorIter};
-use crate::{Crc32, Error, FORMAT_VERSION};
+use crate::{Crc32, Error, FORMAT_VERSION, num};
 
 const MAGIC: &[u8] = &[0x89, b'N', b'W', b'C', 0x0D, 0x0A, 0x1A, 0x0A];
 const HEADER_BYTES: usize = 24;
@@ -63,120 +63,132 @@ impl Limits {
     }
 }
 
-/// A section's bytes and where they begin in the file.
+/// Where a section lies in the file, and its checksum.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Section<'a> {
-    pub(crate) bytes: &'a [u8],
+pub(crate) struct Section {
     pub(crate) offset: usize,
+    pub(crate) len: usize,
+    crc: u32,
 }
 
-/// A checked view of a whole container in memory.
+/// A checked view of a container.
 ///
 /// Opening checks the header, the section table, every entry of the directory and every codec. The data itself is checked when
 /// it is used: a stream's checksum when it is decoded, a raw tensor's when its bytes are asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct Container<'a> {
-    file: &'a [u8],
-    directory: Section<'a>,
-    codecs: Section<'a>,
-    data: Section<'a>,
-    attachments: Option<Section<'a>>,
-    attachments_crc: u32,
+    /// The file, or as much of its front as is in memory.
+    front: &'a [u8],
+    file_bytes: usize,
+    directory: &'a [u8],
+    codecs: &'a [u8],
+    data: Section,
+    attachments: Option<Section>,
+}
+
+/// The checked header (§2.1).
+struct Header<'a> {
+    /// The section table.
+    table: &'a [u8],
+    /// Length of the file as stated.
+    file_bytes: u64,
 }
 
 impl<'a> Container<'a> {
-    /// Checks a container and gives a view of it.
+    /// The first bytes of a file that [`front_bytes`](Self::front_bytes) looks at, at most.
+    pub const HEADER_BYTES: usize = HEADER_BYTES + MAX_SECTIONS * SECTION_ENTRY_BYTES;
+
+    /// Checks a container in memory and gives a view of it.
     ///
     /// # Errors
     /// What is wrong with the file, with the codes of §12, or [`Error::Limit`].
     pub fn open(file: &'a [u8], limits: &Limits) -> Result<Self, Error> {
-        let mut reader = Reader::new(file);
-        let Some(magic) = reader.take(MAGIC.len()) else {
-            // Whether a stub could have become a container decides which message helps.
-            return Err(if MAGIC.starts_with(file) { Error::Truncated } else { Error::Magic });
-        };
-        if magic != MAGIC {
-            return Err(Error::Magic);
-        }
-        let version = reader.u16().ok_or(Error::Truncated)?;
-        if version != FORMAT_VERSION {
-            return Err(Error::Version);
-        }
-        let sections = reader.u16().ok_or(Error::Truncated)?;
-        let stated_crc = reader.u32().ok_or(Error::Truncated)?;
-        let stated_len = reader.u64().ok_or(Error::Truncated)?;
-        if !(1..=MAX_SECTIONS).contains(&usize::from(sections)) {
-            return Err(Error::Sections);
-        }
-        let table_bytes = usize::from(sections).saturating_mul(SECTION_ENTRY_BYTES);
-        let table = reader.take(table_bytes).ok_or(Error::Truncated)?;
-        let mut crc = Crc32::new();
-        crc.update(file.get(..12).ok_or(Error::Truncated)?);
-        crc.update(file.get(16..HEADER_BYTES).ok_or(Error::Truncated)?);
-        crc.update(table);
-        if !crc.is(stated_crc) {
-            return Err(Error::HeaderChecksum);
-        }
-        match usize::try_from(stated_len) {
-            Ok(len) if len == file.len() => {}
-            Ok(len) if len < file.len() => return Err(Error::Sections),
-            _ => return Err(Error::Truncated),
-        }
+        Self::check(file, u64::try_from(file.len()).ok(), limits)
+    }
 
-        let mut found: [Option<(Section<'a>, u32)>; 5] = [None; 5];
-        let mut end = HEADER_BYTES.saturating_add(table_bytes);
+    /// How many bytes from the start of the file must be in memory for [`open_front`](Self::open_front): up to the end of the directory and the
+    /// codecs. `start` are the first [`HEADER_BYTES`](Self::HEADER_BYTES) of the file, or all if it has fewer. The number is the file's claim:
+    /// compare it with the memory that there is.
+    ///
+    /// # Errors
+    /// What is wrong with the header.
+    pub fn front_bytes(start: &[u8]) -> Result<usize, Error> {
+        let header = Header::read(start)?;
+        let mut table = Reader::new(header.table);
+        let mut front = HEADER_BYTES.saturating_add(header.table.len());
+        while let Some(entry) = SectionEntry::read(&mut table) {
+            if matches!(entry.kind & !REQUIRED, 1 | 2) {
+                let end = entry.offset.checked_add(entry.len).filter(|&end| end <= header.file_bytes);
+                let end = end.and_then(|end| usize::try_from(end).ok()).ok_or(Error::Sections)?;
+                front = front.max(end);
+            }
+        }
+        Ok(front)
+    }
+
+    /// Checks a container of which only the front is in memory: [`front_bytes`](Self::front_bytes), or more. `file_bytes` is the length of the file, if
+    /// it is known; else the length that it states is believed. Tensors whose bytes are not in memory decode through
+    /// [`Tensor::remote`] and [`Tensor::read_raw`]. What lies between sections behind the front is not looked at.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Error::Source`] if less than the front is there.
+    pub fn open_front(front: &'a [u8], file_bytes: Option<u64>, limits: &Limits) -> Result<Self, Error> {
+        Self::check(front, file_bytes, limits)
+    }
+
+    fn check(front: &'a [u8], file_bytes: Option<u64>, limits: &Limits) -> Result<Self, Error> {
+        let header = Header::read(front)?;
+        let known = file_bytes.unwrap_or(header.file_bytes);
+        if known != header.file_bytes {
+            return Err(if known > header.file_bytes { Error::Sections } else { Error::Truncated });
+        }
+        let file_bytes = usize::try_from(known).map_err(|_| Error::Truncated)?;
+
+        let mut found: [Option<Section>; 5] = [None; 5];
+        let mut end = HEADER_BYTES.saturating_add(header.table.len());
         let mut kinds = [None; MAX_SECTIONS];
-        let mut table = Reader::new(table);
-        for seen in 0..usize::from(sections) {
-            let (kind, crc, section) = read_section(&mut table, file, end)?;
-            if kinds.iter().take(seen).any(|&before| before == Some(kind & !REQUIRED)) {
+        let mut table = Reader::new(header.table);
+        for seen in 0..MAX_SECTIONS {
+            let Some(entry) = SectionEntry::read(&mut table) else { break };
+            let section = entry.place(front, file_bytes, end)?;
+            end = section.offset.saturating_add(section.len);
+            let (kind, required) = (entry.kind & !REQUIRED, entry.kind & REQUIRED != 0);
+            if kinds.iter().take(seen).any(|&before| before == Some(kind)) {
                 return Err(Error::Sections);
             }
             if let Some(place) = kinds.get_mut(seen) {
-                *place = Some(kind & !REQUIRED);
+                *place = Some(kind);
             }
-            end = section.offset.saturating_add(section.bytes.len());
-            let required = kind & REQUIRED != 0;
-            match found.get_mut(crate::num::index(kind & !REQUIRED)) {
-                Some(slot @ None) if kind & !REQUIRED != 0 => {
-                    if required != (kind & !REQUIRED <= 3) {
+            match found.get_mut(num::index(kind)) {
+                Some(slot @ None) if kind != 0 => {
+                    if required != (kind <= 3) {
                         return Err(Error::Sections);
                     }
-                    *slot = Some((section, crc));
+                    *slot = Some(section);
                 }
                 Some(_) => return Err(Error::Sections),
                 None if required => return Err(Error::UnknownSection),
                 None => {}
             }
         }
-        if end != file.len() {
+        if end != file_bytes {
             return Err(Error::Sections);
         }
-        let [
-            _,
-            Some((directory, directory_crc)),
-            Some((codecs, codecs_crc)),
-            Some((data, data_crc)),
-            attachments,
-        ] = found
-        else {
+        let [_, Some(directory), Some(codecs), Some(data), attachments] = found else {
             return Err(Error::Sections);
         };
-        if data_crc != 0 {
+        if data.crc != 0 {
             return Err(Error::Sections);
-        }
-        if !Crc32::fits(directory.bytes, directory_crc) || !Crc32::fits(codecs.bytes, codecs_crc) {
-            return Err(Error::SectionChecksum);
         }
         let container = Self {
-            file,
-            directory,
-            codecs,
+            front,
+            file_bytes,
+            directory: directory.checked(front)?,
+            codecs: codecs.checked(front)?,
             data,
-            attachments: attachments.map(|(section, _)| section),
-            attachments_crc: attachments.map_or(0, |(_, crc)| crc),
+            attachments,
         };
-        codec::check(codecs.bytes, limits)?;
+        codec::check(container.codecs, limits)?;
         directory::check(&container, limits)?;
         Ok(container)
     }
@@ -211,7 +223,7 @@ impl<'a> Container<'a> {
 
     /// The number of codecs.
     pub fn codec_count(&self) -> usize {
-        codec::count(self.codecs.bytes)
+        codec::count(self.codecs)
     }
 
     /// A codec by its number.
@@ -219,21 +231,18 @@ impl<'a> Container<'a> {
     /// # Errors
     /// [`Error::Index`] if there is none.
     pub fn codec(&self, index: usize) -> Result<Codec<'a>, Error> {
-        codec::nth(self.codecs.bytes, index)
+        codec::nth(self.codecs, index)
     }
 
     /// The attached files; takes time proportional to the attachments' stored size, for their checksum.
     ///
     /// # Errors
-    /// [`Error::SectionChecksum`] or [`Error::Attachment`].
+    /// [`Error::SectionChecksum`] or [`Error::Attachment`]; [`Error::Source`] if they are not in memory.
     pub fn attachments(&self) -> Result<Attachments<'a>, Error> {
         let Some(section) = self.attachments else {
             return Ok(Attachments { left: 0, reader: Reader::new(&[]) });
         };
-        if !Crc32::fits(section.bytes, self.attachments_crc) {
-            return Err(Error::SectionChecksum);
-        }
-        let mut reader = Reader::new(section.bytes);
+        let mut reader = Reader::new(section.checked(self.front)?);
         let left = reader.u32().ok_or(Error::Attachment)?;
         let attachments = Attachments { left, reader };
         // Walk them once, so that the iterator that is handed out cannot fail.
@@ -244,47 +253,110 @@ impl<'a> Container<'a> {
         if walk.reader.rest.is_empty() { Ok(attachments) } else { Err(Error::Attachment) }
     }
 
-    /// The bytes of the whole file.
+    /// The bytes of the file that are in memory: all of them, or its front.
     pub const fn file(&self) -> &'a [u8] {
-        self.file
+        self.front
+    }
+
+    /// The size of the whole file in bytes.
+    pub const fn file_bytes(&self) -> usize {
+        self.file_bytes
     }
 
     /// The size in bytes of a section; 0 if it is not there.
     pub fn section_bytes(&self, kind: SectionKind) -> usize {
         match kind {
-            SectionKind::Directory => self.directory.bytes.len(),
-            SectionKind::Codecs => self.codecs.bytes.len(),
-            SectionKind::Data => self.data.bytes.len(),
-            SectionKind::Attachments => self.attachments.map_or(0, |section| section.bytes.len()),
+            SectionKind::Directory => self.directory.len(),
+            SectionKind::Codecs => self.codecs.len(),
+            SectionKind::Data => self.data.len,
+            SectionKind::Attachments => self.attachments.map_or(0, |section| section.len),
         }
     }
 
     pub(crate) const fn directory(&self) -> &'a [u8] {
-        self.directory.bytes
+        self.directory
     }
 
-    pub(crate) const fn data(&self) -> Section<'a> {
+    pub(crate) const fn data(&self) -> Section {
         self.data
     }
 }
 
-/// One entry of the section table (§2.2); `end` is where the section before it ends.
-fn read_section<'a>(
-    table: &mut Reader<'_>,
-    file: &'a [u8],
-    end: usize,
-) -> Result<(u32, u32, Section<'a>), Error> {
-    let mut field = || Some((table.u32()?, table.u32()?, table.u64()?, table.u64()?));
-    let (kind, crc, offset, len) = field().ok_or(Error::Truncated)?;
-    let offset = usize::try_from(offset).map_err(|_| Error::Sections)?;
-    let len = usize::try_from(len).map_err(|_| Error::Sections)?;
-    let stop = offset.checked_add(len).ok_or(Error::Sections)?;
-    let gap = file.get(end..offset).ok_or(Error::Sections)?;
-    let bytes = file.get(offset..stop).ok_or(Error::Sections)?;
-    if offset % SECTION_ALIGN != 0 || gap.len() >= SECTION_ALIGN || gap.iter().any(|&byte| byte != 0) {
-        return Err(Error::Sections);
+impl<'a> Header<'a> {
+    fn read(start: &'a [u8]) -> Result<Self, Error> {
+        let mut reader = Reader::new(start);
+        let Some(magic) = reader.take(MAGIC.len()) else {
+            // Whether a stub could have become a container decides which message helps.
+            return Err(if MAGIC.starts_with(start) { Error::Truncated } else { Error::Magic });
+        };
+        if magic != MAGIC {
+            return Err(Error::Magic);
+        }
+        let version = reader.u16().ok_or(Error::Truncated)?;
+        if version != FORMAT_VERSION {
+            return Err(Error::Version);
+        }
+        let sections = reader.u16().ok_or(Error::Truncated)?;
+        let stated_crc = reader.u32().ok_or(Error::Truncated)?;
+        let file_bytes = reader.u64().ok_or(Error::Truncated)?;
+        if !(1..=MAX_SECTIONS).contains(&usize::from(sections)) {
+            return Err(Error::Sections);
+        }
+        let table_bytes = usize::from(sections).saturating_mul(SECTION_ENTRY_BYTES);
+        let table = reader.take(table_bytes).ok_or(Error::Truncated)?;
+        let mut crc = Crc32::new();
+        crc.update(start.get(..12).ok_or(Error::Truncated)?);
+        crc.update(start.get(16..HEADER_BYTES).ok_or(Error::Truncated)?);
+        crc.update(table);
+        if crc.value() != stated_crc {
+            return Err(Error::HeaderChecksum);
+        }
+        Ok(Self { table, file_bytes })
     }
-    Ok((kind, crc, Section { bytes, offset }))
+}
+
+/// One entry of the section table (§2.2).
+struct SectionEntry {
+    kind: u32,
+    crc: u32,
+    offset: u64,
+    len: u64,
+}
+
+impl SectionEntry {
+    fn read(table: &mut Reader<'_>) -> Option<Self> {
+        Some(Self { kind: table.u32()?, crc: table.u32()?, offset: table.u64()?, len: table.u64()? })
+    }
+
+    /// Checks the section's place; `end` is where the section before it ends. Of the gap between them only what is in memory can be looked at.
+    fn place(&self, front: &[u8], file_bytes: usize, end: usize) -> Result<Section, Error> {
+        let offset = usize::try_from(self.offset).map_err(|_| Error::Sections)?;
+        let len = usize::try_from(self.len).map_err(|_| Error::Sections)?;
+        let stop = offset.checked_add(len).ok_or(Error::Sections)?;
+        let gap = offset.checked_sub(end).ok_or(Error::Sections)?;
+        let gap_in_memory = front.get(end.min(front.len())..offset.min(front.len())).unwrap_or(&[]);
+        if stop > file_bytes
+            || offset % SECTION_ALIGN != 0
+            || gap >= SECTION_ALIGN
+            || gap_in_memory.iter().any(|&byte| byte != 0)
+        {
+            return Err(Error::Sections);
+        }
+        Ok(Section { offset, len, crc: self.crc })
+    }
+}
+
+impl Section {
+    /// The section's bytes, compared with its checksum.
+    fn checked<'a>(&self, front: &'a [u8]) -> Result<&'a [u8], Error> {
+        let bytes = part_of(front, self.offset, self.len).ok_or(Error::Source)?;
+        if Crc32::of(bytes) == self.crc { Ok(bytes) } else { Err(Error::SectionChecksum) }
+    }
+}
+
+/// A part of the file, if it is in memory. No bytes are always there.
+pub(crate) fn part_of(front: &[u8], offset: usize, len: usize) -> Option<&[u8]> {
+    if len == 0 { Some(&[]) } else { front.get(offset..offset.checked_add(len)?) }
 }
 
 /// A file that travels with the weights (§11.1).

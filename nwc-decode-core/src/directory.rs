@@ -5,8 +5,10 @@ use core::fmt;
 use crate::bytes::Reader;
 use crate::codec::SideTable;
 use crate::coded::CodedTensor;
-use crate::container::Section;
-use crate::{Container, Crc32, DType, Error, Limits, Tables, num};
+use crate::container::{Section, part_of};
+use crate::geometry::Geometry;
+use crate::remote::{ReadAt, RemoteTensor};
+use crate::{Container, Crc32, DType, Error, Limits, Tables, num, remote};
 
 const MAX_DIMS: usize = 8;
 const MAX_FRAGMENTS: u64 = 16;
@@ -113,8 +115,18 @@ pub struct Tensor<'a> {
     dim_count: u8,
     elements: usize,
     kind: Kind,
-    item: &'a [u8],
+    item: Item<'a>,
     entry_bytes: usize,
+}
+
+/// A tensor's bytes in DATA (§3.8).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Item<'a> {
+    /// From the start of the file.
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+    /// `None` if they are not in memory.
+    bytes: Option<&'a [u8]>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -156,7 +168,12 @@ impl<'a> Tensor<'a> {
 
     /// Bytes that its data takes in the container, without its directory entry; 0 for an alias.
     pub const fn stored_bytes(&self) -> usize {
-        self.item.len()
+        self.item.len
+    }
+
+    /// Where in the file its data begins; 0 for an alias.
+    pub const fn offset(&self) -> usize {
+        self.item.offset
     }
 
     /// Bytes that its directory entry takes, names' fragments apart.
@@ -167,13 +184,35 @@ impl<'a> Tensor<'a> {
     /// The bytes of a raw tensor, row-major, little endian.
     ///
     /// # Errors
-    /// [`Error::Coding`] if it is not raw, [`Error::StreamChecksum`] if its bytes have changed.
+    /// [`Error::Coding`] if it is not raw, [`Error::StreamChecksum`] if its bytes have changed, [`Error::Source`] if they are not in memory.
     pub fn raw(&self, checks: crate::Checks) -> Result<&'a [u8], Error> {
         let Kind::Raw { crc } = self.kind else { return Err(Error::Coding) };
-        if checks == crate::Checks::All && !Crc32::fits(self.item, crc) {
+        let bytes = self.item.bytes.ok_or(Error::Source)?;
+        if checks == crate::Checks::All && Crc32::of(bytes) != crc {
             return Err(Error::StreamChecksum);
         }
-        Ok(self.item)
+        Ok(bytes)
+    }
+
+    /// Reads bytes of a raw tensor from `at` on, row-major, little endian. They are not checked: see [`check_raw`](Self::check_raw).
+    ///
+    /// # Errors
+    /// [`Error::Coding`] if it is not raw, [`Error::Index`] if it has no such bytes, or the source's.
+    pub fn read_raw(&self, source: &mut impl ReadAt, at: usize, buffer: &mut [u8]) -> Result<(), Error> {
+        let Kind::Raw { .. } = self.kind else { return Err(Error::Coding) };
+        if at.checked_add(buffer.len()).is_none_or(|end| end > self.item.len) {
+            return Err(Error::Index);
+        }
+        remote::read(source, self.item.offset, at, buffer)
+    }
+
+    /// Compares the checksum of a raw tensor's bytes, which are read through `window`; it may have any length but 0.
+    ///
+    /// # Errors
+    /// [`Error::Coding`] if it is not raw, [`Error::StreamChecksum`] if its bytes have changed, [`Error::Scratch`] without a window, or the source's.
+    pub fn check_raw(&self, source: &mut impl ReadAt, window: &mut [u8]) -> Result<(), Error> {
+        let Kind::Raw { crc } = self.kind else { return Err(Error::Coding) };
+        remote::check(source, self.item.offset, 0..self.item.len, crc, window)
     }
 
     /// The CRC-32 of a raw tensor's bytes, or of a coded tensor's decoded bytes in its own dtype.
@@ -199,10 +238,28 @@ impl<'a> Tensor<'a> {
     /// The view through which a coded tensor decodes.
     ///
     /// # Errors
-    /// [`Error::Coding`] if it is not coded, [`Error::Geometry`] if its table of streams is inconsistent.
+    /// [`Error::Coding`] if it is not coded, [`Error::Geometry`] if its table of streams is inconsistent, [`Error::Source`] if its bytes are not in
+    /// memory.
     pub fn coded(&self) -> Result<CodedTensor<'a>, Error> {
         let Kind::Coded(entry) = self.kind else { return Err(Error::Coding) };
-        CodedTensor::new(entry, self.dtype, self.shape(), self.item)
+        CodedTensor::new(entry, self.dtype, self.shape(), self.item.bytes.ok_or(Error::Source)?)
+    }
+
+    /// The view through which a coded tensor decodes from a source that is not in memory. Reads 8 bytes.
+    ///
+    /// # Errors
+    /// [`Error::Coding`] if it is not coded, [`Error::Geometry`] if its table of streams is inconsistent, or the source's.
+    pub fn remote(&self, source: &mut impl ReadAt) -> Result<RemoteTensor, Error> {
+        RemoteTensor::new(self.geometry()?, self.item.offset, source)
+    }
+
+    /// Shape and tiling of a coded tensor.
+    ///
+    /// # Errors
+    /// [`Error::Coding`] if it is not coded.
+    pub fn geometry(&self) -> Result<Geometry, Error> {
+        let Kind::Coded(entry) = self.kind else { return Err(Error::Coding) };
+        Geometry::new(entry, self.dtype, self.shape(), self.item.len)
     }
 }
 
@@ -211,7 +268,8 @@ impl<'a> Tensor<'a> {
 pub struct TensorIter<'a> {
     names: &'a [u8],
     entries: Reader<'a>,
-    data: Section<'a>,
+    front: &'a [u8],
+    data: Section,
     /// Where the last item ended, from the start of DATA.
     end: usize,
     left: usize,
@@ -219,8 +277,14 @@ pub struct TensorIter<'a> {
 
 /// The checked directory's tensors.
 pub(crate) fn iter<'a>(container: &Container<'a>) -> TensorIter<'a> {
-    let empty =
-        TensorIter { names: &[], entries: Reader::new(&[]), data: Section::default(), end: 0, left: 0 };
+    let empty = TensorIter {
+        names: &[],
+        entries: Reader::new(&[]),
+        front: &[],
+        data: Section::default(),
+        end: 0,
+        left: 0,
+    };
     start(container).unwrap_or(empty)
 }
 
@@ -229,7 +293,8 @@ fn start<'a>(container: &Container<'a>) -> Option<TensorIter<'a>> {
     let left = num::index(reader.u32()?);
     let names_len = num::index(reader.u32()?);
     let names = reader.take(names_len)?;
-    Some(TensorIter { names, entries: reader, data: container.data(), end: 0, left })
+    let (front, data) = (container.file(), container.data());
+    Some(TensorIter { names, entries: reader, front, data, end: 0, left })
 }
 
 /// Checks every entry and its place, so that the iterator cannot fail afterwards.
@@ -255,7 +320,10 @@ pub(crate) fn check(container: &Container<'_>, limits: &Limits) -> Result<(), Er
                 if entry.class_base >= codec.classes() || entry.side & !codec.side_tables() != 0 {
                     return Err(Error::Directory);
                 }
-                CodedTensor::new(entry, tensor.dtype, tensor.shape(), tensor.item)?;
+                match tensor.item.bytes {
+                    Some(_) => tensor.coded().map(|_| ())?,
+                    None => tensor.geometry().map(|_| ())?,
+                }
             }
         }
         index = index.wrapping_add(1);
@@ -263,7 +331,7 @@ pub(crate) fn check(container: &Container<'_>, limits: &Limits) -> Result<(), Er
     if !iter.entries.rest.is_empty() {
         return Err(Error::Directory);
     }
-    if iter.end == container.data().bytes.len() { Ok(()) } else { Err(Error::Geometry) }
+    if iter.end == container.data().len { Ok(()) } else { Err(Error::Geometry) }
 }
 
 impl<'a> TensorIter<'a> {
@@ -292,7 +360,7 @@ impl<'a> TensorIter<'a> {
                 let gap = entries.varint_usize().ok_or(Error::Directory)?;
                 let crc = entries.u32().ok_or(Error::Directory)?;
                 let len = elements.checked_mul(dtype.size()).ok_or(Error::Limit)?;
-                (Kind::Raw { crc }, place(&self.data, &mut self.end, gap, len)?)
+                (Kind::Raw { crc }, place(self.front, &self.data, &mut self.end, gap, len)?)
             }
             1 => {
                 let (entry, gap, len) = read_coded(entries)?;
@@ -302,14 +370,13 @@ impl<'a> TensorIter<'a> {
                 if dim_count == 0 || zero {
                     return Err(Error::Shape);
                 }
-                let item = place(&self.data, &mut self.end, gap, len)?;
-                let start = self.data.offset.wrapping_add(self.end).wrapping_sub(len);
-                if start % 4 != 0 {
+                let item = place(self.front, &self.data, &mut self.end, gap, len)?;
+                if item.offset % 4 != 0 {
                     return Err(Error::Geometry);
                 }
                 (Kind::Coded(entry), item)
             }
-            2 => (Kind::Alias(entries.varint_usize().ok_or(Error::Directory)?), [].as_slice()),
+            2 => (Kind::Alias(entries.varint_usize().ok_or(Error::Directory)?), Item::default()),
             _ => return Err(Error::Directory),
         };
         let entry_bytes = before.wrapping_sub(self.entries.rest.len());
@@ -341,15 +408,24 @@ impl<'a> Iterator for TensorIter<'a> {
 }
 
 /// Takes the next item out of DATA: `gap` bytes further than the last one's end (§3.8).
-fn place<'a>(data: &Section<'a>, end: &mut usize, gap: usize, len: usize) -> Result<&'a [u8], Error> {
+fn place<'a>(
+    front: &'a [u8],
+    data: &Section,
+    end: &mut usize,
+    gap: usize,
+    len: usize,
+) -> Result<Item<'a>, Error> {
     if gap > MAX_GAP {
         return Err(Error::Geometry);
     }
     let start = end.checked_add(gap).ok_or(Error::Geometry)?;
     let stop = start.checked_add(len).ok_or(Error::Geometry)?;
-    let item = data.bytes.get(start..stop).ok_or(Error::Geometry)?;
+    if stop > data.len {
+        return Err(Error::Geometry);
+    }
     *end = stop;
-    Ok(item)
+    let offset = data.offset.saturating_add(start);
+    Ok(Item { offset, len, bytes: part_of(front, offset, len) })
 }
 
 fn read_name<'a>(entries: &mut Reader<'a>, table: &'a [u8]) -> Result<Name<'a>, Error> {

@@ -61,11 +61,13 @@ pub enum Error {
     Index = 35,
     /// The call does not suit the tensor's coding or dtype.
     Coding = 36,
+    /// Bytes that are needed are not in memory, and the caller's source failed to deliver them or was not given.
+    Source = 37,
 }
 
 impl Error {
     /// Every error there is, in the order of the codes.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Truncated,
         Self::Magic,
         Self::Version,
@@ -93,6 +95,7 @@ impl Error {
         Self::Output,
         Self::Index,
         Self::Coding,
+        Self::Source,
     ];
 
     /// The stable, non-zero code of this error.
@@ -135,6 +138,7 @@ impl fmt::Display for Error {
             Self::Scratch => "scratch memory too small",
             Self::Output => "output has the wrong length",
             Self::Index => "no such tensor, tile, codec or seek point",
+            Self::Source => "bytes are not in memory and no source delivered them",
             Self::Coding => "the tensor is not coded in the way that the call needs",
         })
     }

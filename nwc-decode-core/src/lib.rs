@@ -38,6 +38,40 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Weights that are not in memory
+//!
+//! Where the file lies in external flash, only its front is loaded: [`Container::front_bytes`] says how much that is, and
+//! [`Container::open_front`] checks it. Tensors then decode through [`ReadAt`] and a window of [`WINDOW_BYTES`]:
+//!
+//! ```
+//! use nwc_decode_core::{Checks, Container, Limits, ReadAt, Scratch, Tables, WINDOW_BYTES};
+//!
+//! # fn main() -> Result<(), nwc_decode_core::Error> {
+//! # let file = include_bytes!("../testdata/example.nwc");
+//! let mut flash: &[u8] = file; // or a driver that implements `ReadAt`
+//! let mut start = [0; Container::HEADER_BYTES];
+//! flash.read_at(0, &mut start)?;
+//! let mut front = vec![0; Container::front_bytes(&start)?];
+//! flash.read_at(0, &mut front)?;
+//! let container = Container::open_front(&front, None, &Limits::default())?;
+//!
+//! let codec = container.codec(0)?;
+//! let need = codec.required_scratch(6);
+//! let (mut words, mut bytes) = (vec![0; need.words], vec![0; need.bytes]);
+//! let tables = Tables::expand(&codec, 6, Scratch { words: &mut words, bytes: &mut bytes })?;
+//!
+//! let mut window = [0; WINDOW_BYTES];
+//! let tensor = container.tensor(0)?.remote(&mut flash)?;
+//! for number in 0..tensor.geometry().tiles() {
+//!     let tile = tensor.tile(&mut flash, number)?;
+//!     let mut weights = vec![0f32; tile.elements()];
+//!     tile.decode(&tables, Checks::All, &mut flash, &mut window, &mut weights)?;
+//!     println!("{:?} begins with {}", tile.region(), weights[0]);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -70,23 +104,27 @@ mod directory;
 mod dtype;
 mod engine;
 mod error;
+mod geometry;
 mod num;
 mod rans;
+mod remote;
 mod scale;
 mod synthesis;
 mod tables;
 mod tile;
 
 pub use codec::{Codec, Quantiser, SideTable};
-pub use coded::{Checks, CodedTensor, Tile, TileRegion};
+pub use coded::{Checks, CodedTensor, Tile};
 pub use container::{Attachment, Attachments, Container, Limits, SectionKind};
 pub use crc::Crc32;
 pub use directory::{Coding, Name, Tensor, TensorIter};
 pub use dtype::DType;
 pub use engine::{RowEngine, Rows};
 pub use error::Error;
+pub use geometry::{Geometry, TileRegion};
 pub use num::Element;
 pub use rans::RowValue;
+pub use remote::{ReadAt, RemoteDecoder, RemoteTensor, RemoteTile, WINDOW_BYTES};
 pub use scale::{SCALE_CODE_MAX, SCALE_CODE_MIN, scale};
 pub use synthesis::Synthesis;
 pub use tables::{MAX_LEVEL, Scratch, ScratchSize, Tables, frequencies};

@@ -3,6 +3,7 @@
 use crate::codec::SideTable;
 use crate::directory::CodedEntry;
 use crate::engine::{RowEngine, Rows};
+use crate::geometry::TilePlace;
 use crate::rans::{LOWER_BOUND, RowPlace, RowTables, RowValue, Words, start};
 use crate::{Element, Error, Tables, num, scale};
 
@@ -60,16 +61,14 @@ impl Chunk {
         row_stride: usize,
         column_stride: usize,
     ) -> Result<(), Error> {
-        // 2^-fraction_bits is exact, so taking it into the row's factor would round only where the product does anyway;
-        // it is applied to the latent, which is exact too.
-        let unit = num::float(1i32 << (self.fraction_bits & 15)).recip();
+        let unit = self.unit();
         let rows = self.latents.iter().zip(&self.row_scale).take(self.rows);
         for (r, (latents, &row_scale)) in rows.enumerate() {
-            let weights =
-                latents.iter().zip(&self.column_scale).take(self.lanes).map(|(&latent, &column_scale)| {
-                    let step = saturate(row_scale * column_scale);
-                    T::from_f32(saturate(num::float(latent) * unit * step))
-                });
+            let weights = latents
+                .iter()
+                .zip(&self.column_scale)
+                .take(self.lanes)
+                .map(|(&latent, &column_scale)| weight::<T>(latent, unit, row_scale, column_scale));
             let first = self
                 .first_row
                 .wrapping_add(r)
@@ -88,6 +87,82 @@ impl Chunk {
         }
         Ok(())
     }
+
+    /// The weight of a latent of 1. A power of two, applied to the latent, which stays exact.
+    #[inline(always)]
+    fn unit(&self) -> f32 {
+        num::float(1i32 << (self.fraction_bits & 15)).recip()
+    }
+
+    /// Writes the chunk's part of a line, a column of the tile if it is transposed, else a row, to where it belongs in the whole line. Returns how many
+    /// weights that is.
+    fn write_line<T: Element>(&self, line: usize, transposed: bool, out: &mut [T]) -> Result<usize, Error> {
+        let (first, count) =
+            if transposed { (self.first_column, self.lanes) } else { (self.first_row, self.rows) };
+        let Some(at) = line.checked_sub(first).filter(|&at| at < count) else { return Ok(0) };
+        let (start, len) =
+            if transposed { (self.first_row, self.rows) } else { (self.first_column, self.lanes) };
+        let stop = start.checked_add(len).ok_or(Error::Output)?;
+        let unit = self.unit();
+        for (i, place) in out.get_mut(start..stop).ok_or(Error::Output)?.iter_mut().enumerate() {
+            let (row, lane) = if transposed { (i, at) } else { (at, i) };
+            let latent = self.latents.get(row).and_then(|latents| latents.get(lane));
+            let (Some(&latent), Some(&row_scale), Some(&column_scale)) =
+                (latent, self.row_scale.get(row), self.column_scale.get(lane))
+            else {
+                return Err(Error::Output);
+            };
+            *place = weight(latent, unit, row_scale, column_scale);
+        }
+        Ok(len)
+    }
+}
+
+/// §10.3 and §10.4.
+#[inline(always)]
+fn weight<T: Element>(latent: i32, unit: f32, row_scale: f32, column_scale: f32) -> T {
+    let step = saturate(row_scale * column_scale);
+    T::from_f32(saturate(num::float(latent) * unit * step))
+}
+
+/// Gives the chunks of a tile, in memory or not.
+pub(crate) trait Chunks {
+    /// The next chunk; false when there is none.
+    fn next(&mut self, chunk: &mut Chunk) -> Result<bool, Error>;
+}
+
+/// Decodes a tile so that element (o, i) of its region comes to `out[o * stride + i]`.
+#[inline]
+pub(crate) fn write_tile<T: Element>(
+    chunks: &mut impl Chunks,
+    place: &TilePlace,
+    out: &mut [T],
+    stride: usize,
+) -> Result<(), Error> {
+    let (row_stride, column_stride) = if place.is_transposed() { (1, stride) } else { (stride, 1) };
+    let mut chunk = Chunk::default();
+    while chunks.next(&mut chunk)? {
+        chunk.write(out, row_stride, column_stride)?;
+    }
+    Ok(())
+}
+
+/// Decodes a tile until its part of an output row is complete, which comes to its place in `out`, the whole row.
+pub(crate) fn write_row<T: Element>(
+    chunks: &mut impl Chunks,
+    place: &TilePlace,
+    row: usize,
+    out: &mut [T],
+) -> Result<(), Error> {
+    let region = place.region();
+    let line = row.checked_sub(region.out.start).ok_or(Error::Index)?;
+    let part = out.get_mut(region.input).ok_or(Error::Output)?;
+    let mut left = part.len();
+    let mut chunk = Chunk::default();
+    while left > 0 && chunks.next(&mut chunk)? {
+        left = left.saturating_sub(chunk.write_line(line, place.is_transposed(), part)?);
+    }
+    Ok(())
 }
 
 /// What would be infinite becomes the largest finite number (§10.3). The inputs are finite, so NaN cannot occur.
@@ -200,14 +275,23 @@ impl<'t> Walk<'t> {
         (self.place.read, self.place.rows.read)
     }
 
-    /// Goes to a place.
-    pub(crate) fn seek(&mut self, point: &SeekPoint) -> Result<(), Error> {
+    pub(crate) const fn tables(&self) -> &Tables<'t> {
+        &self.tables
+    }
+
+    /// Goes to a place. `words` says how many words the tile's stream and the row stream have.
+    pub(crate) fn seek(&mut self, point: &SeekPoint, words: (usize, usize)) -> Result<(), Error> {
+        // A trellis state of another codec must not leave this one's trellis, whatever the engine.
+        let states = self.tables.next_states().len() >> 1;
         let legal = point
             .group
             .checked_mul(num::index(self.shape.entry.lanes))
             .is_some_and(|first| first < self.shape.columns)
             && point.row < self.shape.rows
-            && point.row.is_multiple_of(CHUNK_ROWS);
+            && point.row.is_multiple_of(CHUNK_ROWS)
+            && point.read <= words.0
+            && point.rows.read <= words.1
+            && (states == 0 || point.lanes.trellis.iter().all(|&state| usize::from(state) < states));
         if !legal {
             return Err(Error::Index);
         }
@@ -365,6 +449,12 @@ fn as_words(bytes: &[u8]) -> &[[u8; 2]] {
     bytes.as_chunks::<2>().0
 }
 
+impl Chunks for TileDecoder<'_> {
+    fn next(&mut self, chunk: &mut Chunk) -> Result<bool, Error> {
+        self.next_chunk(chunk)
+    }
+}
+
 /// Decodes one tile, a [`Chunk`] at a time. All of its state is in this struct.
 #[derive(Debug, Clone)]
 pub struct TileDecoder<'a> {
@@ -396,10 +486,7 @@ impl<'a> TileDecoder<'a> {
 
     /// Goes to a place that [`seek_point`](Self::seek_point) gave.
     pub(crate) fn seek(&mut self, point: &SeekPoint) -> Result<(), Error> {
-        if point.read > self.words.len() || point.rows.read > self.row_words.len() {
-            return Err(Error::Index);
-        }
-        self.walk.seek(point)
+        self.walk.seek(point, (self.words.len(), self.row_words.len()))
     }
 
     /// Decodes the next rows into `chunk`. False when the tile had been decoded to its end before.

@@ -30,7 +30,7 @@ CODES = {
     7: "UnknownSection", 8: "Directory", 9: "Name", 10: "Shape", 11: "Geometry", 12: "Codec", 13: "Table",
     14: "Unsupported", 15: "StreamChecksum", 16: "LaneState", 17: "Overrun", 18: "Trailing",
     19: "FinalState", 20: "Scale", 21: "ContentChecksum", 22: "Attachment", 32: "Limit", 33: "Scratch",
-    34: "Output", 35: "Index", 36: "Coding",
+    34: "Output", 35: "Index", 36: "Coding", 37: "Source",
 }
 (TRUNCATED, MAGIC_DIFFERS, VERSION, HEADER_CHECKSUM, SECTIONS, SECTION_CHECKSUM, UNKNOWN_SECTION, DIRECTORY,
  NAME, SHAPE, GEOMETRY, CODEC, TABLE, UNSUPPORTED, STREAM_CHECKSUM, LANE_STATE, OVERRUN, TRAILING,

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use nwc_decode_core::{
     Attachment, Checks, Chunk, Codec, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Limits,
-    Scratch, Tables, Tensor, Tile,
+    ReadAt, Scratch, Tables, Tensor, Tile, WINDOW_BYTES,
 };
 
 use crate::inflate;
@@ -193,17 +193,175 @@ pub fn attachment(attachment: &Attachment<'_>) -> Result<Vec<u8>, Error> {
 /// The first that comes.
 pub fn everything(file: &[u8], lookup_bits: u32, fill: u8) -> Result<Vec<Vec<u8>>, Error> {
     let container = Container::open(file, &Limits::default())?;
-    let mut all = Vec::new();
-    for tensor in container.tensors() {
-        let tensor = tensor.resolve(&container)?;
-        all.push(if tensor.coding() == Coding::Raw {
-            tensor.raw(Checks::All)?.to_vec()
-        } else {
-            as_dtype(&container, &tensor, tensor.dtype(), (lookup_bits, Checks::All, fill))?
-        });
-    }
+    let mut all = tensors(&container, lookup_bits, fill)?;
     for file in container.attachments()? {
         all.push(attachment(&file)?);
     }
     Ok(all)
+}
+
+/// Decodes all tensors of a container in memory to their own dtypes, every checksum compared.
+///
+/// # Errors
+/// The first that comes.
+pub fn tensors(container: &Container<'_>, lookup_bits: u32, fill: u8) -> Result<Vec<Vec<u8>>, Error> {
+    let mut all = Vec::new();
+    for tensor in container.tensors() {
+        let tensor = tensor.resolve(container)?;
+        all.push(if tensor.coding() == Coding::Raw {
+            tensor.raw(Checks::All)?.to_vec()
+        } else {
+            as_dtype(container, &tensor, tensor.dtype(), (lookup_bits, Checks::All, fill))?
+        });
+    }
+    Ok(all)
+}
+
+/// A file that is read in parts, and what was asked of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// All of its bytes.
+    pub file: &'a [u8],
+    /// Reads so far.
+    pub reads: usize,
+    /// Bytes of the longest.
+    pub longest: usize,
+    /// The read that fails.
+    pub fails: Option<usize>,
+}
+
+impl<'a> Source<'a> {
+    /// One that delivers.
+    pub fn new(file: &'a [u8]) -> Self {
+        Self { file, reads: 0, longest: 0, fails: None }
+    }
+}
+
+impl ReadAt for Source<'_> {
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        self.reads += 1;
+        self.longest = self.longest.max(buffer.len());
+        if self.fails == Some(self.reads) {
+            buffer.fill(0xA5); // what comes of a failed read must not matter
+            return Err(Error::Source);
+        }
+        self.file.read_at(offset, buffer)
+    }
+}
+
+/// As [`tensors`], with only the front of the file in memory, and the smallest window.
+///
+/// # Errors
+/// The first that comes.
+pub fn through_a_window(source: &mut Source<'_>, lookup_bits: u32, fill: u8) -> Result<Vec<Vec<u8>>, Error> {
+    let file = source.file;
+    let front = Container::front_bytes(&file[..file.len().min(Container::HEADER_BYTES)])?;
+    let container = Container::open_front(
+        file.get(..front).unwrap_or(file),
+        u64::try_from(file.len()).ok(),
+        &Limits::default(),
+    )?;
+    let window = &mut vec![fill; WINDOW_BYTES];
+    let mut all = Vec::new();
+    for tensor in container.tensors() {
+        let tensor = tensor.resolve(&container)?;
+        if tensor.coding() == Coding::Raw {
+            tensor.check_raw(source, window)?;
+            let mut bytes = vec![fill; tensor.stored_bytes()];
+            for (number, part) in bytes.chunks_mut(100).enumerate() {
+                tensor.read_raw(source, 100 * number, part)?;
+            }
+            all.push(bytes);
+            continue;
+        }
+        all.push(match tensor.dtype() {
+            DType::F32 => remote::<f32>(&container, &tensor, source, window, (lookup_bits, fill)),
+            DType::F16 => remote::<f16>(&container, &tensor, source, window, (lookup_bits, fill)),
+            _ => remote::<bf16>(&container, &tensor, source, window, (lookup_bits, fill)),
+        }?);
+    }
+    Ok(all)
+}
+
+fn remote<T: Weight>(
+    container: &Container<'_>,
+    tensor: &Tensor<'_>,
+    source: &mut Source<'_>,
+    window: &mut [u8],
+    (lookup_bits, fill): (u32, u8),
+) -> Result<Vec<u8>, Error> {
+    let coded = tensor.remote(source)?;
+    let codec = container.codec(coded.geometry().codec_index())?;
+    with_tables(&codec, lookup_bits, fill, |tables| {
+        let mut out = vec![T::filled(fill); coded.geometry().elements()];
+        coded.decode(tables, Checks::All, source, window, &mut out)?;
+        Ok(to_bytes(&out))
+    })
+}
+
+/// Compares a tile that is read through a window with the same in memory, from about `most` places in it.
+///
+/// # Errors
+/// Those of the decoder.
+pub fn tile_through_a_window(
+    file: &[u8],
+    tensor: &Tensor<'_>,
+    number: usize,
+    tables: &Tables<'_>,
+    most: usize,
+) -> Result<(), Error> {
+    let source = &mut Source::new(file);
+    let tile = tensor.coded()?.tile(number)?;
+    let remote = tensor.remote(source)?.tile(source, number)?;
+    assert_eq!((remote.region(), remote.elements()), (tile.region(), tile.elements()));
+    let mut out = [vec![f32::filled(0xFF); tile.elements()], vec![f32::filled(0); tile.elements()]];
+    let window = &mut vec![0xFF; WINDOW_BYTES];
+    tile.decode(tables, Checks::All, &mut out[0])?;
+    remote.decode(tables, Checks::All, source, window, &mut out[1])?;
+    assert!(to_bytes(&out[0]) == to_bytes(&out[1]));
+    let mut points = Vec::new();
+    let mut chunk = Chunk::default();
+    let mut decoder = tile.decoder(tables, Checks::SkipChecksums)?;
+    while decoder.next_chunk(&mut chunk)? {
+        points.push(decoder.seek_point());
+    }
+    points.pop();
+    for point in points.iter().step_by(points.len().div_ceil(most).max(1)) {
+        let mut near = tile.decoder_at(tables, Checks::All, point)?;
+        let mut far = remote.decoder_at(tables, Checks::All, &mut *source, window, point)?;
+        let mut other = Chunk::default();
+        while near.next_chunk(&mut chunk)? {
+            assert!(far.next_chunk(&mut other)?);
+            assert_eq!(meaning(&chunk), meaning(&other));
+            assert_eq!(near.seek_point(), far.seek_point());
+        }
+        assert!(!far.next_chunk(&mut other)?);
+    }
+    assert!(source.longest <= WINDOW_BYTES);
+    Ok(())
+}
+
+/// Decodes each output row of a tensor by itself, which must give the same as decoding it whole.
+///
+/// # Errors
+/// Those of the decoder.
+pub fn by_rows(file: &[u8], tensor: &Tensor<'_>, tables: &Tables<'_>, every: usize) -> Result<(), Error> {
+    let coded = tensor.coded()?;
+    let source = &mut Source::new(file);
+    let remote = tensor.remote(source)?;
+    let window = &mut vec![0; WINDOW_BYTES];
+    let [batch, rows, columns] = coded.shape();
+    let mut whole = vec![0f32; coded.elements()];
+    coded.decode(tables, Checks::All, &mut whole)?;
+    let whole: Vec<&[f32]> = whole.chunks_exact(columns).collect();
+    for number in (0..batch * rows).step_by(every) {
+        let mut row = vec![f32::filled(0xFF); columns];
+        coded.decode_output_row(tables, Checks::All, number / rows, number % rows, &mut row)?;
+        assert!(to_bytes(&row) == to_bytes(whole[number]), "row {number}");
+        row.fill(f32::filled(0xFF));
+        let place = (number / rows, number % rows);
+        remote.decode_output_row(tables, Checks::All, source, window, place, &mut row)?;
+        assert!(to_bytes(&row) == to_bytes(whole[number]), "row {number} through a window");
+    }
+    Ok(())
 }

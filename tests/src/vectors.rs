@@ -61,6 +61,7 @@ pub fn calls() -> Vec<Vector> {
         ("output-short", Error::Output),
         ("tile-out-of-range", Error::Index),
         ("raw-of-coded", Error::Coding),
+        ("not-in-memory", Error::Source),
     ]
     .map(|(call, error)| Vector {
         file: "small-sides.nwc".to_owned(),
