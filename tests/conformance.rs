@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use half::{bf16, f16};
 use nwc_decode_core::{
-    Checks, Coding, Container, Crc32, DType, Error, Limits, Scratch, Tables, Tensor, WINDOW_BYTES,
+    Checks, Coding, Container, Crc32, DType, Error, Limits, Scratch, SectionKind, Tables, Tensor,
+    WINDOW_BYTES,
 };
 use nwc_tests::builder::{Codec, Coded, File, Rng, Table, trellis};
 use nwc_tests::decode::{
     FLOATS, Source, Weight, as_dtype, attachment, by_rows, by_tiles, everything, from_seek_points,
-    through_a_window, tile_through_a_window, whole, with_tables,
+    from_stored_points, through_a_window, tile_through_a_window, whole, with_tables,
 };
 use nwc_tests::ledger::{Ledger, Vector, folder, read_vector};
 
@@ -71,6 +72,8 @@ fn check_valid(vector: &Vector, bytes: &[u8]) {
     for file in container.attachments().expect(&vector.file) {
         attachment(&file).expect(&vector.file);
     }
+    let points = from_stored_points(&container).expect(&vector.file);
+    assert_eq!(points > 0, container.section_bytes(SectionKind::Seek) > 4, "{}", vector.file);
     everything(bytes, 8, 0).expect(&vector.file);
     check_through_a_window(vector, bytes);
 }
@@ -203,6 +206,7 @@ fn check_call(call: &str, bytes: &[u8]) -> Vec<Error> {
                 coded.coded().expect_err("it is not in memory"),
                 raw.raw(Checks::SkipChecksums).expect_err("it is not in memory"),
                 small.attachments().expect_err("they are not in memory"),
+                small.tensor(0).and_then(|tensor| tensor.coded()).expect_err("it is not in memory"),
                 coded.remote(&mut &bytes[..coded.offset()]).expect_err("the source is too short"),
                 raw.check_raw(&mut &bytes[..end - 1], &mut [0; 7]).expect_err("the source is too short"),
             ]

@@ -1,10 +1,10 @@
 //! Damaged containers: decoding ends in an error or in the right bytes, and never in a panic.
 
 use half::{bf16, f16};
-use nwc_decode_core::{Checks, Coding, Container, DType, Error, Limits};
+use nwc_decode_core::{Checks, Chunk, Coding, Container, DType, Error, Limits, SeekPoint, WINDOW_BYTES};
 use nwc_tests::builder::{File, Seal, reseal};
 use nwc_tests::decode::{FLOATS, Weight, as_dtype, everything, from_seek_points, whole, with_tables};
-use nwc_tests::vectors::{small_scalar, small_sides};
+use nwc_tests::vectors::{small_hadamard, small_scalar, small_sides};
 
 /// What a byte is combined with.
 const FLIPS: [u8; 3] = [0xFF, 0x01, 0x80];
@@ -77,6 +77,80 @@ fn a_changed_byte_under_right_checksums_does_no_harm() {
         }
     }
     assert!(errors > 1000 && decoded > 10, "{errors} errors, {decoded} decoded");
+}
+
+/// Points that lie, under right checksums: whatever a byte of theirs becomes, decoding from them ends, in an error or in weights.
+#[test]
+fn a_lying_seek_point_does_no_harm() {
+    let (mut refused, mut errors, mut decoded) = (0, 0, 0);
+    for file in [small_sides(), small_hadamard()] {
+        let file = file.sealed().with_seek_points(1);
+        let (bytes, seals) = (file.bytes(), file.seals());
+        // SEEK is the third section.
+        let field = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes")) as usize;
+        let (offset, len) = (field(24 + 24 * 2 + 8), field(24 + 24 * 2 + 16));
+        for place in offset..offset + len {
+            for flip in 1..=255u8 {
+                let mut changed = bytes.clone();
+                changed[place] ^= flip;
+                reseal(&mut changed, &seals);
+                let container =
+                    Container::open(&changed, &limits()).expect("points do not keep it from opening");
+                let points = match container.seek_points() {
+                    Ok(points) => points,
+                    Err(error) => {
+                        assert_eq!(error, Error::Seek, "byte {place}");
+                        refused += 1;
+                        continue;
+                    }
+                };
+                for (tensor, tile, point) in points {
+                    match from_lying_point(&container, tensor, tile, &point) {
+                        Ok(()) => decoded += 1,
+                        Err(error) => {
+                            assert!(error.is_file_fault() || error == Error::Index, "byte {place}: {error}");
+                            errors += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(
+        refused > 1000 && errors > 1000 && decoded > 1000,
+        "{refused} refused, {errors} errors, {decoded} decoded"
+    );
+}
+
+/// Decodes from a point, in memory and through a window, which must come to the same.
+fn from_lying_point(
+    container: &Container<'_>,
+    tensor: usize,
+    tile: usize,
+    point: &SeekPoint,
+) -> Result<(), Error> {
+    let tensor = container.tensor(tensor).expect("points are of tensors that there are");
+    let coded = tensor.coded()?;
+    let codec = container.codec(coded.codec_index())?;
+    with_tables(&codec, 6, 0, |tables| {
+        let source = &mut container.file();
+        let remote = tensor.remote(source)?.tile(source, tile)?;
+        let mut window = [0; WINDOW_BYTES];
+        let mut far = remote.decoder_at(tables, Checks::All, source, &mut window, point);
+        let near = coded.tile(tile)?.decoder_at(tables, Checks::All, point);
+        assert_eq!(near.as_ref().err(), far.as_ref().err());
+        let mut near = near?;
+        let (mut chunk, mut other) = (Chunk::default(), Chunk::default());
+        loop {
+            let step = near.next_chunk(&mut chunk);
+            let far = far.as_mut().expect("both are there");
+            assert_eq!(step, far.next_chunk(&mut other));
+            if !step? {
+                return Ok(());
+            }
+            assert_eq!(near.seek_point(), far.seek_point());
+        }
+    })
 }
 
 /// Small limits, since a changed dimension may ask for much memory.

@@ -3,6 +3,7 @@
 use crate::bytes::Reader;
 use crate::codec::{self, Codec};
 use crate::directory::{self, Tensor, TensorIter};
+use crate::seek::SeekPoints;
 use crate::{Crc32, Error, FORMAT_VERSION, num};
 
 const MAGIC: &[u8] = &[0x89, b'N', b'W', b'C', 0x0D, 0x0A, 0x1A, 0x0A];
@@ -27,6 +28,8 @@ pub enum SectionKind {
     Data = 3,
     /// Files that travel with the weights.
     Attachments = 4,
+    /// Places from which tiles can be decoded on.
+    Seek = 5,
 }
 
 /// How much a caller is willing to take on. [`Container::open`] refuses what is larger, before it does the work.
@@ -84,6 +87,7 @@ pub struct Container<'a> {
     codecs: &'a [u8],
     data: Section,
     attachments: Option<Section>,
+    seek: Option<Section>,
 }
 
 /// The checked header (§2.1).
@@ -144,7 +148,7 @@ impl<'a> Container<'a> {
         }
         let file_bytes = usize::try_from(known).map_err(|_| Error::Truncated)?;
 
-        let mut found: [Option<Section>; 5] = [None; 5];
+        let mut found: [Option<Section>; 6] = [None; 6];
         let mut end = HEADER_BYTES.saturating_add(header.table.len());
         let mut kinds = [None; MAX_SECTIONS];
         let mut table = Reader::new(header.table);
@@ -174,7 +178,7 @@ impl<'a> Container<'a> {
         if end != file_bytes {
             return Err(Error::Sections);
         }
-        let [_, Some(directory), Some(codecs), Some(data), attachments] = found else {
+        let [_, Some(directory), Some(codecs), Some(data), attachments, seek] = found else {
             return Err(Error::Sections);
         };
         if data.crc != 0 {
@@ -187,6 +191,7 @@ impl<'a> Container<'a> {
             codecs: codecs.checked(front)?,
             data,
             attachments,
+            seek,
         };
         codec::check(container.codecs, limits)?;
         directory::check(&container, limits)?;
@@ -253,6 +258,15 @@ impl<'a> Container<'a> {
         if walk.reader.rest.is_empty() { Ok(attachments) } else { Err(Error::Attachment) }
     }
 
+    /// The stored seek points; takes time proportional to their section and to the directory.
+    ///
+    /// # Errors
+    /// [`Error::SectionChecksum`] or [`Error::Seek`]; [`Error::Source`] if they are not in memory.
+    pub fn seek_points(&self) -> Result<SeekPoints<'a>, Error> {
+        let section = self.seek.map(|section| section.checked(self.front)).transpose()?;
+        SeekPoints::new(self, section)
+    }
+
     /// The bytes of the file that are in memory: all of them, or its front.
     pub const fn file(&self) -> &'a [u8] {
         self.front
@@ -270,6 +284,7 @@ impl<'a> Container<'a> {
             SectionKind::Codecs => self.codecs.len(),
             SectionKind::Data => self.data.len,
             SectionKind::Attachments => self.attachments.map_or(0, |section| section.len),
+            SectionKind::Seek => self.seek.map_or(0, |section| section.len),
         }
     }
 

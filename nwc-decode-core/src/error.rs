@@ -51,6 +51,8 @@ pub enum Error {
     ContentChecksum = 21,
     /// The attachments are malformed.
     Attachment = 22,
+    /// The seek points are malformed.
+    Seek = 23,
     /// The container is larger than the caller's [`Limits`](crate::Limits) allow.
     Limit = 32,
     /// The caller's scratch memory is too small.
@@ -67,7 +69,7 @@ pub enum Error {
 
 impl Error {
     /// Every error there is, in the order of the codes.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Truncated,
         Self::Magic,
         Self::Version,
@@ -90,6 +92,7 @@ impl Error {
         Self::Scale,
         Self::ContentChecksum,
         Self::Attachment,
+        Self::Seek,
         Self::Limit,
         Self::Scratch,
         Self::Output,
@@ -134,6 +137,7 @@ impl fmt::Display for Error {
             Self::Scale => "scale out of range",
             Self::ContentChecksum => "decoded tensor's checksum differs",
             Self::Attachment => "malformed attachments",
+            Self::Seek => "malformed seek points",
             Self::Limit => "larger than the caller's limits",
             Self::Scratch => "scratch memory too small",
             Self::Output => "output has the wrong length",

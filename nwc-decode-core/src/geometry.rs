@@ -108,6 +108,11 @@ impl Geometry {
         usize::from(self.entry.codec)
     }
 
+    /// The most lanes that a tile has, which is the number of columns of a group (§8.1).
+    pub const fn lanes(&self) -> usize {
+        num::index(self.entry.lanes)
+    }
+
     /// [batch, out, in].
     pub const fn shape(&self) -> [usize; 3] {
         let (out, input) =

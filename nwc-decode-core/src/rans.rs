@@ -106,7 +106,7 @@ pub(crate) struct RowTables {
 /// A place in a row stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RowPlace {
-    state: u32,
+    pub(crate) state: u32,
     /// Words read, the two of the initial state included; 0 before the first row.
     pub(crate) read: usize,
 }

@@ -184,20 +184,28 @@ impl TileShape {
     pub(crate) fn lanes(&self) -> usize {
         self.columns.min(num::index(self.entry.lanes))
     }
+
+    /// Number of columns of a group (§8.1).
+    pub(crate) fn group_lanes(&self, group: usize) -> usize {
+        let lanes = num::index(self.entry.lanes);
+        self.columns.saturating_sub(group.saturating_mul(lanes)).min(lanes)
+    }
 }
 
 /// A place inside a tile from which decoding can go on: the decoder's whole state between two chunks.
 ///
-/// Made by [`TileDecoder::seek_point`], used by [`Tile::decoder_at`](crate::Tile::decoder_at). Only valid for the tile
-/// that it was made from; with another, decoding ends in an error or gives other weights, but does nothing worse.
+/// Made by [`TileDecoder::seek_point`] or read from a container ([`Container::seek_points`](crate::Container::seek_points)), used by
+/// [`Tile::decoder_at`](crate::Tile::decoder_at). Only valid for the tile that it was made from; with another, decoding ends in an error or gives
+/// other weights, but does nothing worse. What the methods give is what other decoders, on a GPU for one, start from; entries of lanes that the
+/// tile or the group does not have mean nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeekPoint {
-    group: usize,
-    row: usize,
+    pub(crate) group: usize,
+    pub(crate) row: usize,
     /// Words of the tile's stream that were read.
-    read: usize,
-    rows: RowPlace,
-    lanes: Lanes,
+    pub(crate) read: usize,
+    pub(crate) rows: RowPlace,
+    pub(crate) lanes: Lanes,
 }
 
 impl SeekPoint {
@@ -210,16 +218,64 @@ impl SeekPoint {
     pub const fn group(&self) -> usize {
         self.group
     }
+
+    /// Words of the tile's stream that were read, those of the lanes' first states not counted.
+    pub const fn words(&self) -> usize {
+        self.read
+    }
+
+    /// Words of the row stream that were read, the two of its first state counted; 0 at row 0. Only known to decoders that read it:
+    /// a point that [`TileDecoder::next_chunk_by`] came to has 0, and is good for that method only.
+    pub const fn row_words(&self) -> usize {
+        self.rows.read
+    }
+
+    /// rANS state of the row stream; 0 at row 0.
+    pub const fn row_state(&self) -> u32 {
+        self.rows.state
+    }
+
+    /// rANS state of each lane.
+    pub const fn rans(&self) -> &[u32; MAX_LANES] {
+        &self.lanes.rans
+    }
+
+    /// Trellis state of each lane.
+    pub const fn trellis(&self) -> &[u8; MAX_LANES] {
+        &self.lanes.trellis
+    }
+
+    /// Class base + class value of each lane's column; 0 at row 0, where they are yet to be read.
+    pub const fn column_class(&self) -> &[i32; MAX_LANES] {
+        &self.lanes.class
+    }
+
+    /// Scale value of each lane's column; 0 at row 0, where they are yet to be read.
+    pub const fn column_scale(&self) -> &[i32; MAX_LANES] {
+        &self.lanes.scale
+    }
 }
 
 /// The state of every lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Lanes {
-    rans: [u32; MAX_LANES],
-    trellis: [u8; MAX_LANES],
-    /// Class base + class of the lane's current column.
-    class: [i32; MAX_LANES],
-    scale: [i32; MAX_LANES],
+pub(crate) struct Lanes {
+    pub(crate) rans: [u32; MAX_LANES],
+    pub(crate) trellis: [u8; MAX_LANES],
+    /// Class base + class of the lane's current column; 0 between two groups.
+    pub(crate) class: [i32; MAX_LANES],
+    /// Scale value of the lane's current column; 0 between two groups.
+    pub(crate) scale: [i32; MAX_LANES],
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self {
+            rans: [LOWER_BOUND; MAX_LANES],
+            trellis: [0; MAX_LANES],
+            class: [0; MAX_LANES],
+            scale: [0; MAX_LANES],
+        }
+    }
 }
 
 /// Where the values of rows come from.
@@ -252,12 +308,7 @@ impl<'t> Walk<'t> {
     /// At the start of a tile. `states` begins with the initial states of its lanes.
     pub(crate) fn new(shape: TileShape, tables: Tables<'t>, states: &[u8]) -> Result<Self, Error> {
         let row_tables = RowTables::new(&shape.entry, &tables)?;
-        let mut lanes = Lanes {
-            rans: [LOWER_BOUND; MAX_LANES],
-            trellis: [0; MAX_LANES],
-            class: [0; MAX_LANES],
-            scale: [0; MAX_LANES],
-        };
+        let mut lanes = Lanes::default();
         start(states, lanes.rans.get_mut(..shape.lanes()).ok_or(Error::Geometry)?)?;
         let place = SeekPoint { group: 0, row: 0, read: 0, rows: RowPlace::default(), lanes };
         let mut walk = Self { tables, row_tables, shape, place, active: 0, column_scale: [1.0; MAX_LANES] };
@@ -283,10 +334,7 @@ impl<'t> Walk<'t> {
     pub(crate) fn seek(&mut self, point: &SeekPoint, words: (usize, usize)) -> Result<(), Error> {
         // A trellis state of another codec must not leave this one's trellis, whatever the engine.
         let states = self.tables.next_states().len() >> 1;
-        let legal = point
-            .group
-            .checked_mul(num::index(self.shape.entry.lanes))
-            .is_some_and(|first| first < self.shape.columns)
+        let legal = self.shape.group_lanes(point.group) > 0
             && point.row < self.shape.rows
             && point.row.is_multiple_of(CHUNK_ROWS)
             && point.read <= words.0
@@ -300,10 +348,8 @@ impl<'t> Walk<'t> {
         self.set_column_scale()
     }
 
-    /// Number of columns of the current group (§8.1).
     fn group_lanes(&self) -> usize {
-        let lanes = num::index(self.shape.entry.lanes);
-        self.shape.columns.saturating_sub(self.place.group.saturating_mul(lanes)).min(lanes)
+        self.shape.group_lanes(self.place.group)
     }
 
     /// Reads the side information of the columns of the current group (§8.2, steps 1 and 2).
@@ -314,10 +360,8 @@ impl<'t> Walk<'t> {
             (SideTable::ColumnScale, 0, &mut lanes.scale),
             (SideTable::ColumnClass, i32::from(entry.class_base), &mut lanes.class),
         ] {
-            let Some(table) = entry.table(kind, &self.tables)? else {
-                values.fill(base);
-                continue;
-            };
+            values.fill(base);
+            let Some(table) = entry.table(kind, &self.tables)? else { continue };
             for (x, value) in lanes.rans.iter_mut().zip(values).take(self.active) {
                 let (_, decoded) = self.tables.decode(table, x)?;
                 *x = words.refill(*x);
@@ -414,6 +458,9 @@ impl<'t> Walk<'t> {
     fn end_group(&mut self, words: &Words<'_>) -> Result<(), Error> {
         self.place.row = 0;
         self.place.group = self.place.group.wrapping_add(1);
+        // The next columns bring their own; so that equal places are equal points.
+        self.place.lanes.class = [0; MAX_LANES];
+        self.place.lanes.scale = [0; MAX_LANES];
         self.active = self.group_lanes();
         if self.active > 0 {
             return Ok(());

@@ -29,17 +29,17 @@ CODES = {
     1: "Truncated", 2: "Magic", 3: "Version", 4: "HeaderChecksum", 5: "Sections", 6: "SectionChecksum",
     7: "UnknownSection", 8: "Directory", 9: "Name", 10: "Shape", 11: "Geometry", 12: "Codec", 13: "Table",
     14: "Unsupported", 15: "StreamChecksum", 16: "LaneState", 17: "Overrun", 18: "Trailing",
-    19: "FinalState", 20: "Scale", 21: "ContentChecksum", 22: "Attachment", 32: "Limit", 33: "Scratch",
+    19: "FinalState", 20: "Scale", 21: "ContentChecksum", 22: "Attachment", 23: "Seek", 32: "Limit", 33: "Scratch",
     34: "Output", 35: "Index", 36: "Coding", 37: "Source",
 }
 (TRUNCATED, MAGIC_DIFFERS, VERSION, HEADER_CHECKSUM, SECTIONS, SECTION_CHECKSUM, UNKNOWN_SECTION, DIRECTORY,
  NAME, SHAPE, GEOMETRY, CODEC, TABLE, UNSUPPORTED, STREAM_CHECKSUM, LANE_STATE, OVERRUN, TRAILING,
- FINAL_STATE, SCALE, CONTENT_CHECKSUM, ATTACHMENT) = range(1, 23)
+ FINAL_STATE, SCALE, CONTENT_CHECKSUM, ATTACHMENT, SEEK) = range(1, 24)
 LIMIT, SCRATCH, OUTPUT, INDEX, CODING = range(32, 37)
 
 
 class NwcError(Exception):
-    """A file that breaks the format (codes 1 to 22) or a call that cannot be served (from 32 up)."""
+    """A file that breaks the format (codes 1 to 23) or a call that cannot be served (from 32 up)."""
 
     def __init__(self, code, detail=""):
         self.code = code
@@ -660,7 +660,7 @@ class CodedDecoder:
 # ------------------------------------------------------------------------------------------------- file (2)
 
 MAGIC = bytes((0x89, 0x4E, 0x57, 0x43, 0x0D, 0x0A, 0x1A, 0x0A))
-KIND_DIRECTORY, KIND_CODECS, KIND_DATA, KIND_ATTACHMENTS = 1, 2, 3, 4
+KIND_DIRECTORY, KIND_CODECS, KIND_DATA, KIND_ATTACHMENTS, KIND_SEEK = 1, 2, 3, 4, 5
 REQUIRED = 1 << 31
 
 
@@ -703,8 +703,8 @@ class NwcFile:
             plain, required = kind & ~REQUIRED, bool(kind & REQUIRED)
             require(plain not in seen, SECTIONS, "a kind that occurs twice")
             seen.add(plain)
-            if plain in (KIND_DIRECTORY, KIND_CODECS, KIND_DATA, KIND_ATTACHMENTS):
-                require(required == (plain != KIND_ATTACHMENTS), SECTIONS, "a section's required bit")
+            if plain in (KIND_DIRECTORY, KIND_CODECS, KIND_DATA, KIND_ATTACHMENTS, KIND_SEEK):
+                require(required == (plain <= KIND_DATA), SECTIONS, "a section's required bit")
                 require(plain != KIND_DATA or crc == 0, SECTIONS, "a CRC for DATA")
                 sections[plain] = (crc, offset, count)
             else:
@@ -748,6 +748,54 @@ class NwcFile:
         own = float_bytes(words, tensor.dtype)
         require(crc32(own) == tensor.crc, CONTENT_CHECKSUM, "the decoded tensor's CRC")
         return [own if d == tensor.dtype else float_bytes(words, d) for d in dtypes]
+
+    def check_seek_points(self):
+        """13.1 and 13.2: the form of the seek points; what they say is not compared with the streams."""
+        if KIND_SEEK not in self.sections:
+            return
+        self.check_section(KIND_SEEK)
+        reader = Reader(self.section(KIND_SEEK), SEEK)
+        before = (-1, -1)
+        for _ in range(reader.u32()):
+            index, number, count = reader.u32(), reader.u32(), reader.u32()
+            require(before < (index, number), SEEK, "tiles out of order")
+            before = (index, number)
+            require(count >= 1, SEEK, "a tile without points")
+            require(index < len(self.tensors), SEEK, "no tensor %d" % index)
+            tensor = self.tensors[index]
+            require(tensor.coding == CODED, SEEK, "points of a tensor that is not coded")
+            self.check_tile_points(reader, tensor, number, count)
+        require(reader.left() == 0, SEEK, "bytes are left after the last point")
+
+    def check_tile_points(self, reader, tensor, number, count):
+        row_streams, streams, column_blocks = count_streams(tensor)
+        require(number < streams - row_streams, SEEK, "no tile %d" % number)
+        row_block = number // column_blocks % ceil_div(tensor.rows, tensor.tile_rows)
+        rows = min(tensor.tile_rows, tensor.rows - row_block * tensor.tile_rows)
+        span = tensor.lanes * tensor.lane_columns
+        columns = min(span, tensor.columns - number % column_blocks * span)
+        lanes = min(tensor.lanes, columns)
+        before = (0, 0)
+        for _ in range(count):
+            group, row, _words = reader.u32(), reader.u32(), reader.u32()
+            require(group * tensor.lanes < columns, SEEK, "no group %d" % group)
+            require(row % 16 == 0 and row < rows, SEEK, "row %d" % row)
+            require(before < (group, row), SEEK, "points out of order")
+            before = (group, row)
+            if row_streams:
+                row_words, row_state = reader.u32(), reader.u32()
+                if row == 0:
+                    require(row_words == 0 and row_state == 0, SEEK, "a row stream that has begun")
+                else:
+                    require(row_words >= 2 and row_state >= 1 << 16, SEEK, "the row stream's state")
+            for _ in range(lanes):
+                require(reader.u32() >= 1 << 16, SEEK, "a lane state")
+            if tensor.codec.trellis:
+                states = len(tensor.codec.next) // 2
+                require(max(reader.take(lanes)) < states, SEEK, "a trellis state")
+            if row > 0:
+                kinds = (tensor.side >> 2 & 1) + (tensor.side >> 3 & 1)
+                reader.take(2 * kinds * min(tensor.lanes, columns - group * tensor.lanes))
 
     def attachments(self):
         """11.1: yields (name, content) pairs; the content is checked."""
@@ -819,10 +867,11 @@ def command_decode(path, index, dtype):
 
 
 def decode_whole(path):
-    """Open, every tensor in its own dtype, every attachment"""
+    """Open, every tensor in its own dtype, the seek points, every attachment"""
     nwc = open_file(path)
     for index in range(len(nwc.tensors)):
         nwc.decode(index)
+    nwc.check_seek_points()
     for _ in nwc.attachments():
         pass
 
@@ -842,6 +891,7 @@ def check_good(path, expected):
             if crc != entry["crc"][dtype].lower():
                 return "tensor %d (%r) as %s: %s, the ledger has %s" % (index, name, dtype, crc,
                                                                         entry["crc"][dtype])
+    nwc.check_seek_points()
     for _ in nwc.attachments():
         pass
     return None

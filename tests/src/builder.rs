@@ -558,6 +558,42 @@ impl Attachment {
     }
 }
 
+/// Stored seek points of a tile (§13.1).
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct SeekTile {
+    pub tensor: u32,
+    pub tile: u32,
+    /// The number of points if it is `None`.
+    pub count: Option<u32>,
+    /// As the naive decoder makes them.
+    pub points: Vec<naive::Point>,
+    pub has_row_stream: bool,
+}
+
+impl SeekTile {
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut put = |value: usize| out.extend((value as u32).to_le_bytes());
+        put(self.tensor as usize);
+        put(self.tile as usize);
+        put(self.count.map_or(self.points.len(), |count| count as usize));
+        for point in &self.points {
+            let mut put = |value: usize| out.extend((value as u32).to_le_bytes());
+            put(point.group);
+            put(point.row);
+            put(point.words);
+            if self.has_row_stream {
+                put(point.row_words);
+                put(point.row_state as usize);
+            }
+            point.lanes.iter().for_each(|&lane| put(lane as usize));
+            out.extend(point.trellis.iter().map(|&state| state as u8));
+            let sides = point.column_scales.iter().chain(&point.column_classes);
+            out.extend(sides.flat_map(|&value| (value as i16).to_le_bytes()));
+        }
+    }
+}
+
 /// A section as it is written.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
@@ -600,6 +636,7 @@ pub struct File {
     pub entries: Vec<Entry>,
     pub codecs: Vec<Codec>,
     pub attachments: Option<Vec<Attachment>>,
+    pub seek: Option<Vec<SeekTile>>,
     /// Sections of other kinds, each with the number of sections before it.
     pub others: Vec<(usize, u32, Vec<u8>)>,
 }
@@ -727,6 +764,11 @@ impl File {
             }
             parts.push((4, bytes));
         }
+        if let Some(tiles) = &self.seek {
+            let mut bytes = (tiles.len() as u32).to_le_bytes().to_vec();
+            tiles.iter().for_each(|tile| tile.write(&mut bytes));
+            parts.insert(2, (5, bytes));
+        }
         for (place, kind, bytes) in &self.others {
             parts.insert(*place, (*kind, bytes.clone()));
         }
@@ -743,6 +785,30 @@ impl File {
                 coded.content_crc = Some(Crc32::of(&parsed.decode(index, None)));
             }
         }
+        self
+    }
+
+    /// With every `apart`-th seek point of every tile that has some.
+    #[must_use]
+    pub fn with_seek_points(mut self, apart: usize) -> Self {
+        let parsed = naive::File::parse(&self.bytes());
+        let mut tiles = Vec::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            let Body::Coded(coded) = &entry.body else { continue };
+            for (tile, points) in parsed.seek_points(index).into_iter().enumerate() {
+                let points: Vec<_> = points.into_iter().step_by(apart).collect();
+                if !points.is_empty() {
+                    tiles.push(SeekTile {
+                        tensor: index as u32,
+                        tile: tile as u32,
+                        count: None,
+                        points,
+                        has_row_stream: coded.side & 3 != 0,
+                    });
+                }
+            }
+        }
+        self.seek = Some(tiles);
         self
     }
 

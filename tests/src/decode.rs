@@ -194,6 +194,7 @@ pub fn attachment(attachment: &Attachment<'_>) -> Result<Vec<u8>, Error> {
 pub fn everything(file: &[u8], lookup_bits: u32, fill: u8) -> Result<Vec<Vec<u8>>, Error> {
     let container = Container::open(file, &Limits::default())?;
     let mut all = tensors(&container, lookup_bits, fill)?;
+    container.seek_points()?;
     for file in container.attachments()? {
         all.push(attachment(&file)?);
     }
@@ -339,6 +340,38 @@ pub fn tile_through_a_window(
     }
     assert!(source.longest <= WINDOW_BYTES);
     Ok(())
+}
+
+/// Decodes from every stored seek point of a container and compares with decoding from the start; returns how many there are.
+///
+/// # Errors
+/// Those of the decoder.
+pub fn from_stored_points(container: &Container<'_>) -> Result<usize, Error> {
+    let mut count = 0;
+    for (index, number, point) in container.seek_points()? {
+        let coded = container.tensor(index)?.coded()?;
+        let codec = container.codec(coded.codec_index())?;
+        with_tables(&codec, 8, 0, |tables| {
+            let tile = coded.tile(number)?;
+            let (mut chunk, mut other) = (Chunk::default(), Chunk::default());
+            let mut from_start = tile.decoder(tables, Checks::SkipChecksums)?;
+            while from_start.seek_point() != point {
+                assert!(
+                    from_start.next_chunk(&mut chunk)?,
+                    "{index}, {number}: the decoder never comes to {point:?}"
+                );
+            }
+            let mut from_point = tile.decoder_at(tables, Checks::All, &point)?;
+            while from_start.next_chunk(&mut chunk)? {
+                assert!(from_point.next_chunk(&mut other)?);
+                assert_eq!(meaning(&chunk), meaning(&other));
+            }
+            assert!(!from_point.next_chunk(&mut other)?);
+            Ok(())
+        })?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 /// Decodes each output row of a tensor by itself, which must give the same as decoding it whole.

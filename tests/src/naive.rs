@@ -238,8 +238,22 @@ impl File {
         }
     }
 
-    /// The weights of a coded tensor and their steps; each is a binary32 number.
+    /// Every seek point of a coded tensor that could be stored, by tile (§13.2).
+    pub fn seek_points(&self, index: usize) -> Vec<Vec<Point>> {
+        let tensor = self.resolve(index);
+        match &tensor.kind {
+            Kind::Coded(coded) => self.walk(tensor, coded).1,
+            _ => panic!("tensor {index} is not coded"),
+        }
+    }
+
     fn weights(&self, tensor: &Tensor, coded: &Coded) -> Vec<(f64, f64)> {
+        self.walk(tensor, coded).0
+    }
+
+    /// The weights of a coded tensor and their steps, each a binary32 number, and the seek points of each tile.
+    fn walk(&self, tensor: &Tensor, coded: &Coded) -> (Vec<(f64, f64)>, Vec<Vec<Point>>) {
+        let mut points = Vec::new();
         let codec = &self.codecs[coded.codec];
         let (batch, dims) =
             if coded.batched { (tensor.dims[0], &tensor.dims[1..]) } else { (1, &tensor.dims[..]) };
@@ -258,12 +272,13 @@ impl File {
                 let side = if row_streams > 0 {
                     codec.row_values(coded, streams[band], block_rows)
                 } else {
-                    vec![(0, 0); block_rows]
+                    vec![Row::default(); block_rows]
                 };
                 for j in 0..column_blocks {
                     let width = (columns - j * tile_columns).min(tile_columns);
                     let stream = streams[row_streams + band * column_blocks + j];
-                    let tile = codec.tile(coded, stream, width, &side);
+                    let (tile, tile_points) = codec.tile(coded, stream, width, &side);
+                    points.push(tile_points);
                     for (place, weight) in tile.into_iter().enumerate() {
                         let (r, c) = (i * coded.tile_rows + place / width, j * tile_columns + place % width);
                         let (o, x) = if coded.transposed { (c, r) } else { (r, c) };
@@ -272,7 +287,7 @@ impl File {
                 }
             }
         }
-        weights
+        (weights, points)
     }
 }
 
@@ -350,10 +365,35 @@ fn split_item(item: &[u8], count: usize) -> Vec<&[u8]> {
         .collect()
 }
 
+/// The state of decoding before a row of a group (§13.2).
+#[derive(Debug, Clone)]
+#[allow(missing_docs)] // The fields are those of the table there.
+pub struct Point {
+    pub group: usize,
+    pub row: usize,
+    pub words: usize,
+    pub row_words: usize,
+    pub row_state: u64,
+    pub lanes: Vec<u64>,
+    pub trellis: Vec<usize>,
+    pub column_scales: Vec<i64>,
+    pub column_classes: Vec<i64>,
+}
+
+/// A row's values, and the row stream before they were read.
+#[derive(Debug, Clone, Copy, Default)]
+struct Row {
+    scale: i64,
+    class: i64,
+    words: usize,
+    state: u64,
+}
+
 /// A stream being decoded (§6).
 struct Stream {
     lanes: Vec<u64>,
     words: VecDeque<u64>,
+    read: usize,
 }
 
 impl Stream {
@@ -361,10 +401,11 @@ impl Stream {
         let mut fields = Cursor { bytes, at: 0 };
         let states = (0..lanes).map(|_| fields.number(4)).collect();
         let words = (0..(bytes.len() - 4 * lanes) / 2).map(|_| fields.number(2)).collect();
-        Self { lanes: states, words }
+        Self { lanes: states, words, read: 0 }
     }
 
     fn word(&mut self) -> u64 {
+        self.read += 1;
         self.words.pop_front().expect("a legal stream has the word")
     }
 
@@ -405,10 +446,15 @@ impl Stream {
 
 impl Codec {
     /// Scale and class values of a block's rows (§7).
-    fn row_values(&self, coded: &Coded, stream: &[u8], rows: usize) -> Vec<(i64, i64)> {
+    fn row_values(&self, coded: &Coded, stream: &[u8], rows: usize) -> Vec<Row> {
         let mut stream = Stream::new(stream, 1);
-        let values =
-            (0..rows).map(|_| (stream.side(0, self, coded, 0), stream.side(0, self, coded, 1))).collect();
+        let values = (0..rows)
+            .map(|row| {
+                let (words, state) = if row == 0 { (0, 0) } else { (stream.read + 2, stream.lanes[0]) };
+                let (scale, class) = (stream.side(0, self, coded, 0), stream.side(0, self, coded, 1));
+                Row { scale, class, words, state }
+            })
+            .collect();
         stream.finish();
         values
     }
@@ -423,21 +469,50 @@ impl Codec {
         (0..16).map(|k| sign(k) * indices[first + k][lane]).sum::<i64>() as f64 / 4.0
     }
 
-    /// A tile's weights and their steps, row-major in rows and columns as coded (§8 to §10).
-    fn tile(&self, coded: &Coded, stream: &[u8], width: usize, rows: &[(i64, i64)]) -> Vec<(f64, f64)> {
+    /// A tile's weights and their steps, row-major in rows and columns as coded (§8 to §10), and its seek points.
+    fn tile(
+        &self,
+        coded: &Coded,
+        stream: &[u8],
+        width: usize,
+        rows: &[Row],
+    ) -> (Vec<(f64, f64)>, Vec<Point>) {
+        let mut points = Vec::new();
         let lanes = coded.lanes.min(width);
         let mut stream = Stream::new(stream, lanes);
         let mut states = vec![0usize; lanes];
         let mut weights = vec![(f64::NAN, f64::NAN); rows.len() * width];
         for first in (0..width).step_by(coded.lanes) {
             let active = (width - first).min(coded.lanes);
+            let point =
+                |row: usize, stream: &Stream, states: &[usize], scales: &[i64], classes: &[i64]| Point {
+                    group: first / coded.lanes,
+                    row,
+                    words: stream.read,
+                    row_words: rows[row].words,
+                    row_state: rows[row].state,
+                    lanes: stream.lanes.clone(),
+                    trellis: if self.next.is_some() { states.to_vec() } else { Vec::new() },
+                    column_scales: if coded.side >> 2 & 1 == 1 { scales.to_vec() } else { Vec::new() },
+                    column_classes: if coded.side >> 3 & 1 == 1 {
+                        classes.iter().map(|class| coded.class_base + class).collect()
+                    } else {
+                        Vec::new()
+                    },
+                };
+            if first > 0 {
+                points.push(point(0, &stream, &states, &[], &[]));
+            }
             let scales: Vec<i64> = (0..active).map(|lane| stream.side(lane, self, coded, 2)).collect();
             let classes: Vec<i64> = (0..active).map(|lane| stream.side(lane, self, coded, 3)).collect();
             let mut indices: Vec<Vec<i64>> = Vec::new();
-            for &(_, row_class) in rows {
+            for (r, row) in rows.iter().enumerate() {
+                if r > 0 && r.is_multiple_of(16) {
+                    points.push(point(r, &stream, &states, &scales, &classes));
+                }
                 let symbols: Vec<(usize, &Table)> = (0..active)
                     .map(|lane| {
-                        let class = coded.class_base + row_class + classes[lane];
+                        let class = coded.class_base + row.class + classes[lane];
                         let class = class.clamp(0, self.classes as i64 - 1) as usize;
                         let union = if self.unions == 2 { states[lane] % 2 } else { 0 };
                         let table = &self.weights[class * self.unions + union];
@@ -460,8 +535,8 @@ impl Codec {
                 });
                 indices.push(row.collect());
             }
-            for (r, &(row_scale, _)) in rows.iter().enumerate() {
-                let row_factor = scale(coded.step + row_scale * 2i64.pow(9 - coded.row_shift));
+            for (r, row) in rows.iter().enumerate() {
+                let row_factor = scale(coded.step + row.scale * 2i64.pow(9 - coded.row_shift));
                 for lane in 0..active {
                     let latent = self.latent(&indices, r, lane);
                     let column_factor = if coded.side & 4 == 0 {
@@ -475,7 +550,7 @@ impl Codec {
             }
         }
         stream.finish();
-        weights
+        (weights, points)
     }
 }
 

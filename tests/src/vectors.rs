@@ -3,11 +3,11 @@
 use nwc_decode_core::{Crc32, Error};
 
 use crate::builder::{
-    Attachment, Body, Codec, Coded, File, REQUIRED, Rng, Section, Stream, Table, reseal_header, trellis,
-    write,
+    Attachment, Body, Codec, Coded, File, REQUIRED, Rng, Section, SeekTile, Stream, Table, reseal_header,
+    trellis, write,
 };
 use crate::ledger::{Tensor, Vector};
-use crate::naive::{self, DTYPE_SIZES, DTYPES, Kind};
+use crate::naive::{self, DTYPE_SIZES, DTYPES, Kind, Point};
 
 const F32: u8 = 0;
 const F16: u8 = 1;
@@ -159,6 +159,9 @@ fn valid() -> Vec<(&'static str, File)> {
         ("densest", densest()),
         ("small-hadamard", small_hadamard()),
         ("hadamard", hadamard()),
+        ("small-seek", small_sides().with_seek_points(1)),
+        ("seek", seek()),
+        ("seek-nothing", File { seek: Some(Vec::new()), ..small_sides() }),
     ]
 }
 
@@ -386,7 +389,7 @@ fn unknown_sections() -> File {
     File {
         attachments: Some(Vec::new()),
         others: vec![
-            (0, 5, b"before the directory".to_vec()),
+            (0, 6, b"before the directory".to_vec()),
             (2, 0x1234, Vec::new()),
             (6, 0x7FFF_FFFF, vec![7; 65]),
         ],
@@ -686,7 +689,7 @@ fn densest() -> File {
 }
 
 /// A whole chunk of rows and a few more.
-fn small_hadamard() -> File {
+pub fn small_hadamard() -> File {
     let codec = Codec { synthesis: 1, ..Codec::scalar(10, vec![Table::weights(4, 14, 1)]) };
     let mut file = File { codecs: vec![codec], ..File::default() };
     let coded = Coded { lanes: 2, per_lane: 1, step: -2000, ..Coded::plain(19, 3) };
@@ -748,10 +751,47 @@ fn hadamard() -> File {
     file
 }
 
+/// Points of tiles with and without row streams, side information and a trellis; of many groups, bands and matrices.
+fn seek() -> File {
+    let mut rng = Rng(29);
+    let mut file = File {
+        codecs: vec![
+            sides_codec(12),
+            Codec { synthesis: 1, ..sides_codec(11) },
+            Codec::scalar(12, vec![Table::weights(4, 12, 1)]),
+        ],
+        ..File::default()
+    };
+    let sides = |codec: u8, side: u8| Coded {
+        codec,
+        lanes: 3,
+        per_lane: 2,
+        tile_rows: 40,
+        side,
+        class_base: 1,
+        ..Coded::plain(90, 14)
+    };
+    file.random("all", F16, &[90, 14], sides(0, 15), 20, &mut rng);
+    file.raw("between", U8, &[3], rng.bytes(3));
+    file.random("rows", F32, &[90, 14], sides(0, 1), 20, &mut rng);
+    file.alias("again", 2);
+    file.random("columns", BF16, &[90, 14], sides(1, 4), 20, &mut rng);
+    file.random("classes", F16, &[90, 14], sides(1, 10), 20, &mut rng);
+    file.random("none", F16, &[14, 90], Coded { view: 1, class_base: 0, ..sides(2, 0) }, 20, &mut rng);
+    file.random("batched", F16, &[2, 90, 14], Coded { view: 2, ..sides(0, 15) }, 20, &mut rng);
+    // One chunk high, so that its points are at the starts of groups only; and a tile without any.
+    file.random("low", F16, &[16, 7], Coded { tile_rows: 16, ..sides(0, 15) }, 20, &mut rng);
+    file.random("tiny", F16, &[3, 3], Coded { tile_rows: 3, per_lane: 1, ..sides(0, 15) }, 20, &mut rng);
+    let mut file = file.with_seek_points(2);
+    // Nobody promises points for every tile.
+    file.seek.as_mut().expect("just made").remove(1);
+    file
+}
+
 // -------------------------------------------------------------------------------------------------- invalid
 
 /// Of the invalid vectors one for each error is enough on an interpreted machine.
-const SMALL_INVALID: [&str; 22] = [
+const SMALL_INVALID: [&str; 23] = [
     "cut-in-table",
     "first-byte",
     "newer",
@@ -774,6 +814,7 @@ const SMALL_INVALID: [&str; 22] = [
     "row",
     "coded",
     "method",
+    "tile-without-points",
 ];
 
 type Bad = (Error, &'static str, Vec<u8>);
@@ -791,6 +832,7 @@ fn invalid() -> Vec<Bad> {
     streams(&mut bad);
     scales(&mut bad);
     attached(&mut bad);
+    seek_points(&mut bad);
     bad
 }
 
@@ -1418,5 +1460,90 @@ fn attached(bad: &mut Vec<Bad>) {
             }),
         ),
         (Error::Attachment, "zlib-bomb", zlib(&|a| a.len = 1032 * a.stored.len() as u64 + 1)),
+    ]);
+}
+
+fn seek_points(bad: &mut Vec<Bad>) {
+    // Two tiles of a tensor with row streams and a trellis, one of another with neither.
+    let mut base = File {
+        codecs: vec![sides_codec(10), Codec::scalar(10, vec![Table::weights(4, 14, 1)])],
+        ..File::default()
+    };
+    let coded = Coded { lanes: 3, per_lane: 2, ..Coded::plain(33, 11) };
+    base.random("w", F16, &[33, 11], Coded { side: 15, ..coded.clone() }, 9, &mut Rng(30));
+    base.raw("b", U8, &[4], vec![1, 2, 3, 4]);
+    let narrow = Coded { codec: 1, ..coded };
+    base.random("v", F32, &[33, 5], narrow, 9, &mut Rng(30));
+    base.alias("a", 0);
+    let base = base.sealed().with_seek_points(1);
+    let section = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut sections = base.sections();
+        change(&mut sections[2].bytes);
+        write(0, &sections)
+    };
+    let tiles = |change: &dyn Fn(&mut Vec<SeekTile>)| {
+        let mut file = base.clone();
+        change(file.seek.as_mut().expect("it has points"));
+        file.bytes()
+    };
+    // Points of the first tile: one inside a group of columns, one at its start.
+    let find = |what: &dyn Fn(&Point) -> bool| {
+        let points = &base.seek.as_ref().expect("it has points")[0].points;
+        points.iter().position(what).expect("there is such a point")
+    };
+    let (tall, low) = (find(&|point| point.row > 0), find(&|point| point.row == 0));
+    let point = |change: &dyn Fn(&mut Point)| tiles(&|tiles| change(&mut tiles[0].points[tall]));
+    let start = |change: &dyn Fn(&mut Point)| tiles(&|tiles| change(&mut tiles[0].points[low]));
+    bad.extend([
+        (Error::Sections, "seek-required", {
+            let mut sections = base.sections();
+            sections[2].kind |= REQUIRED;
+            write(0, &sections)
+        }),
+        (Error::SectionChecksum, "seek", {
+            let mut sections = base.sections();
+            sections[2].crc = Some(1);
+            write(0, &sections)
+        }),
+        (Error::Seek, "empty-section", section(&Vec::clear)),
+        (Error::Seek, "one-tile-more", section(&|b| b[0] += 1)),
+        (Error::Seek, "one-tile-less", section(&|b| b[0] -= 1)),
+        (Error::Seek, "cut", section(&shorten)),
+        (Error::Seek, "bytes-left", section(&|b| b.push(0))),
+        (
+            Error::Seek,
+            "tile-without-points",
+            tiles(&|tiles| {
+                tiles.truncate(1);
+                tiles[0].points.clear();
+            }),
+        ),
+        (
+            Error::Seek,
+            "one-point-more",
+            tiles(&|tiles| tiles[2].count = Some(tiles[2].points.len() as u32 + 1)),
+        ),
+        (Error::Seek, "points-far-out", tiles(&|tiles| tiles[2].count = Some(u32::MAX))),
+        (Error::Seek, "raw-tensor", tiles(&|tiles| tiles[2].tensor = 1)),
+        (Error::Seek, "alias", tiles(&|tiles| tiles[2].tensor = 3)),
+        (Error::Seek, "no-such-tensor", tiles(&|tiles| tiles[2].tensor = 4)),
+        (Error::Seek, "tensor-far-out", tiles(&|tiles| tiles[2].tensor = u32::MAX)),
+        (Error::Seek, "falling-tensors", tiles(&|tiles| tiles.swap(1, 2))),
+        (Error::Seek, "falling-tiles", tiles(&|tiles| tiles.swap(0, 1))),
+        (Error::Seek, "tile-twice", tiles(&|tiles| tiles[1].tile = tiles[0].tile)),
+        (Error::Seek, "no-such-tile", tiles(&|tiles| tiles[2].tile = 1)),
+        (Error::Seek, "the-start", start(&|point| point.group = 0)),
+        (Error::Seek, "falling-points", tiles(&|tiles| tiles[2].points.reverse())),
+        (Error::Seek, "point-twice", tiles(&|tiles| tiles[2].points[1] = tiles[2].points[0].clone())),
+        (Error::Seek, "no-such-group", tiles(&|tiles| tiles[2].points[0].group = 2)),
+        (Error::Seek, "group-far-out", tiles(&|tiles| tiles[2].points[0].group = u32::MAX as usize)),
+        (Error::Seek, "no-such-row", point(&|point| point.row = 48)),
+        (Error::Seek, "row-inside-a-chunk", point(&|point| point.row -= 1)),
+        (Error::Seek, "lane-state", point(&|point| point.lanes[2] = 0xFFFF)),
+        (Error::Seek, "trellis-state", point(&|point| point.trellis[0] = 8)),
+        (Error::Seek, "one-row-word", point(&|point| point.row_words = 1)),
+        (Error::Seek, "row-state", point(&|point| point.row_state = 0xFFFF)),
+        (Error::Seek, "row-words-at-row-0", start(&|point| point.row_words = 2)),
+        (Error::Seek, "row-state-at-row-0", start(&|point| point.row_state = 1 << 16)),
     ]);
 }
