@@ -4,16 +4,16 @@ use std::fs::File;
 use std::io::{Read, Seek};
 
 use half::{bf16, f16};
-use nwc_decode_core::{Checks, Coding, Container, DType, Limits, Synthesis};
+use nwc_decode_core::{Checks, Chunk, Coding, Container, DType, Limits, SeekPoint, Synthesis};
 use nwc_encode_host::compress::{Report, Selection, Settings, Target, compress, quantiser};
 use nwc_encode_host::progress::Silent;
-use nwc_encode_host::restore;
-use nwc_encode_host::simd::Level;
 use nwc_encode_host::tensors::{OwnedTensors, TensorSource, all_finite, to_f32};
+use nwc_encode_host::{restore, seek};
 use nwc_tests::builder::Rng;
-use nwc_tests::decode::{FLOATS, as_dtype};
+use nwc_tests::decode::{FLOATS, as_dtype, from_stored_points};
 use nwc_tests::naive;
 use proptest::prelude::*;
+use rayon::prelude::*;
 
 /// What the weights of a tensor are like.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -148,12 +148,16 @@ fn settings() -> impl Strategy<Value = Settings> {
     let alpha = prop::sample::select(vec![1.0, 1.0, 0.6, 0.0]);
     let synthesis = prop::sample::select(vec![Synthesis::Identity, Synthesis::Identity, Synthesis::Hadamard]);
     // From a hundredth of a deviation to four.
-    (quantisers, synthesis, -6.6f64..2.0, alpha).prop_map(|(name, synthesis, octaves, row_alpha)| Settings {
-        quantiser: quantiser(name).expect("it is known"),
-        synthesis,
-        row_alpha,
-        ..everything_coded(Target::Step(octaves.exp2()))
-    })
+    let seek_rows = prop::sample::select(vec![0, 16, 100]);
+    (quantisers, synthesis, -6.6f64..2.0, alpha, seek_rows).prop_map(
+        |(name, synthesis, octaves, row_alpha, seek_rows)| Settings {
+            quantiser: quantiser(name).expect("it is known"),
+            synthesis,
+            row_alpha,
+            seek_rows,
+            ..everything_coded(Target::Step(octaves.exp2()))
+        },
+    )
 }
 
 /// Settings that code whatever can be coded.
@@ -261,6 +265,44 @@ fn check(model: &OwnedTensors, report: &Report, bytes: &[u8]) {
     assert_eq!(report.split.bytes(), bytes.len() as u64);
 }
 
+/// Stored seek points are those that are made when the container is loaded, and parts of tiles decode from them side by side.
+fn check_seek_points(bytes: &[u8], seek_rows: usize) {
+    let container = Container::open(bytes, &Limits::default()).expect("the container is legal");
+    let mut memory = restore::TableMemory::default();
+    let decoder = restore::Decoder::new(&container, &mut memory).expect("the tables expand");
+    let stored: Vec<_> = container.seek_points().expect("they are legal").collect();
+    let mut made = Vec::new();
+    for (index, tensor) in decoder.tensors().iter().enumerate() {
+        if seek_rows == 0 || tensor.coding() != Coding::Coded {
+            continue;
+        }
+        let (coded, tables) = decoder.coded(tensor).expect("it is coded");
+        for (number, points) in
+            seek::points(&coded, tables, seek_rows).expect("it decodes").into_iter().enumerate()
+        {
+            let tile = coded.tile(number).expect("it is there");
+            let starts = std::iter::once(None).chain(points.iter().map(Some));
+            let starts: Vec<Option<&SeekPoint>> = starts.collect();
+            // Each part decodes up to where the next begins, and comes to its very state.
+            starts.par_iter().zip(points.par_iter()).for_each(|(start, end)| {
+                let mut decoder = match start {
+                    Some(point) => tile.decoder_at(tables, Checks::All, point),
+                    None => tile.decoder(tables, Checks::All),
+                }
+                .expect("the point is good");
+                let mut chunk = Chunk::default();
+                while decoder.seek_point() != *end {
+                    assert!(decoder.next_chunk(&mut chunk).expect("it decodes"));
+                }
+            });
+            made.extend(points.into_iter().map(|point| (index, number, point)));
+        }
+    }
+    assert!(made == stored);
+    assert_eq!(seek::check(&container, &decoder).expect("they are good"), made.len());
+    assert_eq!(from_stored_points(&container), Ok(made.len()));
+}
+
 /// Equal but for the order of summation.
 fn same(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-9 * a.abs().max(b.abs())
@@ -282,6 +324,7 @@ proptest! {
         }
         let (report, bytes) = compressed(&model, &settings, 1);
         check(&model, &report, &bytes);
+        check_seek_points(&bytes, settings.seek_rows);
         if twin {
             let expected = if specs[0].bytes().len() >= 64 { "alias" } else { report.tensors[0].coding };
             prop_assert_eq!(report.tensors[specs.len()].coding, expected);

@@ -8,7 +8,7 @@ use flate2::write::ZlibEncoder;
 use nwc_decode_core::{Coding, Container, DType, FORMAT_VERSION, SectionKind};
 use serde::Serialize;
 
-use crate::{Error, Result};
+use crate::{Error, Result, seek};
 
 const MAGIC: [u8; 8] = [0x89, b'N', b'W', b'C', 0x0D, 0x0A, 0x1A, 0x0A];
 const HEADER_BYTES: usize = 24;
@@ -73,6 +73,8 @@ pub struct CodedEntry {
 pub struct Layout<'a> {
     directory: Vec<u8>,
     codecs: Vec<u8>,
+    /// Zeros of the right number until [`set_seek_points`](Self::set_seek_points).
+    seek: Vec<u8>,
     attachments: &'a [u8],
     /// Zero bytes before the item of each entry.
     gaps: Vec<u64>,
@@ -82,11 +84,17 @@ pub struct Layout<'a> {
 }
 
 impl<'a> Layout<'a> {
-    /// Lays out a container.
+    /// Lays out a container, with a seek point at least every `seek_rows` rows of a group of columns; none if it is 0.
     ///
     /// # Errors
     /// A name that the format cannot hold.
-    pub fn new(entries: &[Entry], codecs: &[Vec<u8>], attachments: &'a [u8]) -> Result<Self> {
+    pub fn new(
+        entries: &[Entry],
+        codecs: &[Vec<u8>],
+        attachments: &'a [u8],
+        seek_rows: usize,
+    ) -> Result<Self> {
+        let seek = vec![0; seek::section_bytes(entries, codecs, seek_rows) as usize];
         let mut names = NameTable::default();
         let mut fields = Vec::new();
         let mut gaps = Vec::with_capacity(entries.len());
@@ -118,7 +126,13 @@ impl<'a> Layout<'a> {
             section.extend((codec.len() as u32).to_le_bytes());
             section.extend(codec);
         }
-        Ok(Self { directory, codecs: section, attachments, gaps, data_len, raw_bytes })
+        Ok(Self { directory, codecs: section, seek, attachments, gaps, data_len, raw_bytes })
+    }
+
+    /// Fills in the seek points, which are known when everything else is written.
+    pub(crate) fn set_seek_points(&mut self, section: Vec<u8>) {
+        assert_eq!(self.seek.len(), section.len(), "the size of the section is known beforehand");
+        self.seek = section;
     }
 
     /// Kind, offset and length of each section.
@@ -126,8 +140,11 @@ impl<'a> Layout<'a> {
         let mut parts = vec![
             (SectionKind::Directory as u32 | REQUIRED, self.directory.len() as u64),
             (SectionKind::Codecs as u32 | REQUIRED, self.codecs.len() as u64),
-            (SectionKind::Data as u32 | REQUIRED, self.data_len),
         ];
+        if !self.seek.is_empty() {
+            parts.push((SectionKind::Seek as u32, self.seek.len() as u64));
+        }
+        parts.push((SectionKind::Data as u32 | REQUIRED, self.data_len));
         if !self.attachments.is_empty() {
             parts.push((SectionKind::Attachments as u32, self.attachments.len() as u64));
         }
@@ -158,12 +175,7 @@ impl<'a> Layout<'a> {
         let sections = self.sections();
         let mut table = Vec::new();
         for &(kind, offset, len) in &sections {
-            let crc = match kind & !REQUIRED {
-                1 => crc32fast::hash(&self.directory),
-                2 => crc32fast::hash(&self.codecs),
-                4 => crc32fast::hash(self.attachments),
-                _ => 0,
-            };
+            let crc = if kind & !REQUIRED == 3 { 0 } else { crc32fast::hash(self.section(kind)) };
             table.extend(kind.to_le_bytes());
             table.extend(crc.to_le_bytes());
             table.extend(offset.to_le_bytes());
@@ -178,12 +190,24 @@ impl<'a> Layout<'a> {
         first.extend(crc.finalize().to_le_bytes());
         first.extend(len);
         first.extend(table);
-        for (part, &(_, offset, _)) in [&self.directory, &self.codecs].into_iter().zip(&sections) {
+        for &(kind, offset, _) in &sections {
             first.resize(offset as usize, 0);
-            first.extend(part);
+            if kind & !REQUIRED == 3 {
+                break;
+            }
+            first.extend(self.section(kind));
         }
-        first.resize(sections[2].1 as usize, 0);
         out.write_all(&first)
+    }
+
+    /// The bytes of a section other than DATA.
+    fn section(&self, kind: u32) -> &[u8] {
+        match kind & !REQUIRED {
+            1 => &self.directory,
+            2 => &self.codecs,
+            4 => self.attachments,
+            _ => &self.seek,
+        }
     }
 
     /// Writes the padding before the item of an entry; the item's bytes must follow.
@@ -351,7 +375,7 @@ pub struct Split {
     pub tables: u64,
     /// The rest of the codecs.
     pub codec: u64,
-    /// Header, section table, directory, padding, and the ends and checksums of streams.
+    /// Header, section table, directory, seek points, padding, and the ends and checksums of streams.
     pub directory: u64,
     /// Raw tensors with their directory entries.
     pub raw: u64,
@@ -387,7 +411,7 @@ impl Split {
             }
         }
         let rest = split.payload + split.side + split.tables + split.codec + split.raw + split.attachments;
-        split.directory = container.file().len() as u64 - rest;
+        split.directory = container.file_bytes() as u64 - rest;
         Ok(split)
     }
 

@@ -30,7 +30,7 @@ pub mod error;
 pub mod model;
 pub mod progress;
 pub mod restore;
-pub mod simd;
+pub mod seek;
 pub mod synthetic;
 pub mod tensors;
 

@@ -643,6 +643,45 @@ fn verify_tells_a_container_from_another_model() {
 }
 
 #[test]
+fn seek_points_are_counted_and_verified() {
+    let sandbox = Sandbox::new();
+    let tensors = vec![
+        Tensor::random("layers.0.weight", DType::F16, &[700, 300], 1),
+        Tensor::random("wte.weight", DType::BF16, &[500, 130], 2),
+        Tensor::random("layers.1.bias", DType::F16, &[64], 3),
+    ];
+    sandbox.model("model", &[("model.safetensors", None, tensors)], &[("config.json", "{}")]);
+    for codec in ["identity", "hadamard"] {
+        let line = format!("compress model --bits 4 --codec {codec} --json --force");
+        let without = sandbox.run(&format!("{line} -o without.nwc")).json();
+        let with = sandbox.run(&format!("{line} -o with.nwc --seek-points 256")).json();
+        let rate = number(&with["bits_per_weight"]);
+        assert!((3.99..=4.0).contains(&rate), "{rate}");
+        assert!(number(&with["split"]["directory"]) > number(&without["split"]["directory"]) + 1000.0);
+        assert_eq!(sandbox.run("inspect without.nwc --json").json()["seek_points"], 0);
+        // 275000 weights, of which a part of a tile has at most 256 rows of 32 columns.
+        let points = number(&sandbox.run("inspect with.nwc --json").json()["seek_points"]);
+        assert!(points > 15.0, "{points}");
+        assert_eq!(sandbox.run("verify with.nwc --against model --json").json()["nmse"], with["nmse"]);
+
+        // A point that lies, under a right checksum: SEEK is the third section.
+        let mut bytes = sandbox.read("with.nwc");
+        let field =
+            |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let section = field(&bytes, 24 + 48 + 8)..field(&bytes, 24 + 48 + 8) + field(&bytes, 24 + 48 + 16);
+        bytes[section.start + 4 + 12 + 8] ^= 1; // words read before the first point
+        let crc = crc32fast::hash(&bytes[section]);
+        bytes[24 + 48 + 4..24 + 48 + 8].copy_from_slice(&crc.to_le_bytes());
+        let header = [&bytes[..12], &bytes[16..24 + 24 * 5]].concat();
+        bytes[12..16].copy_from_slice(&crc32fast::hash(&header).to_le_bytes());
+        fs::write(sandbox.path("lying.nwc"), bytes).unwrap();
+        let run = sandbox.run("verify lying.nwc --json");
+        assert_eq!(run.code, Some(1), "{run:?}");
+        assert!(run.stdout.contains("seek point"), "{run:?}");
+    }
+}
+
+#[test]
 fn the_number_of_threads_does_not_change_the_file() {
     let sandbox = Sandbox::new();
     let mut tensors: Vec<Tensor> = (0..6)
@@ -931,6 +970,7 @@ fn messages_about_options() {
             ("inspect good.nwc --jobs 1000000", &["--jobs"]),
             ("compress model --bits 4 -o a.nwc --quantizer trellis12", &["trellis12", "trellis16"]),
             ("compress model --bits 4 -o a.nwc --codec dct", &["dct", "hadamard"]),
+            ("compress model --bits 4 -o a.nwc --seek-points 15", &["--seek-points", "16"]),
             ("compress model --bits 4 -o a.nwc --row-alpha 1.5", &["--row-alpha"]),
             ("compress model --bits 4 -o a.nwc --row-alpha nan", &["--row-alpha"]),
             ("compress model --bits 0 -o a.nwc", &["model: "]),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use nwc_decode_core::Synthesis;
+use nwc_decode_core::{CHUNK_ROWS, Synthesis};
 use regex::Regex;
 use serde_json::{Value, json};
 
@@ -42,6 +42,9 @@ pub struct CompressArgs {
     /// How weights are coded.
     #[command(flatten)]
     pub coding: CodingArgs,
+    /// Store places from which tiles can be decoded on, at least one every so many rows of up to 32 columns; 0 for none
+    #[arg(long, default_value_t = 0, value_name = "ROWS")]
+    pub seek_points: usize,
     /// Do everything but leave no file
     #[arg(long)]
     pub dry_run: bool,
@@ -114,7 +117,11 @@ pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
         (.., Some(step)) => Target::Step(step),
         _ => return Err(Error::input("no rate is given").remedy("add --bits, --size or --step")),
     };
-    let settings = args.coding.settings(target)?;
+    if (1..CHUNK_ROWS).contains(&args.seek_points) {
+        return Err(Error::input(format!("--seek-points {} is too close", args.seek_points))
+            .remedy(format!("give 0 for none, or at least {CHUNK_ROWS}")));
+    }
+    let settings = Settings { seek_rows: args.seek_points, ..args.coding.settings(target)? };
     // The output first: to find out after an hour of work that it cannot be written helps nobody.
     let mut output = match &args.output {
         Some(path) if !args.dry_run => Some(AtomicFile::create(path, args.force)?),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use nwc_decode_core::{Chunk, Codec, Coding, Container, FORMAT_VERSION, Quantiser, TileDecoder};
+use nwc_decode_core::{Chunk, Codec, Coding, Container, FORMAT_VERSION, Quantiser, SectionKind, TileDecoder};
 use serde_json::{Value, json};
 
 use super::{Outcome, human_bytes, split_lines};
@@ -47,6 +47,7 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
     let scratch =
         |lookup_bits| codecs.iter().map(|c| c.required_scratch(lookup_bits).total_bytes()).max().unwrap_or(0);
     let scratch_bytes = scratch(u32::MAX);
+    let seek_points = container.seek_points().map_err(|error| damaged(error).file(&args.file))?.count();
     let json = json!({
         "version": FORMAT_VERSION,
         "weights": weights,
@@ -55,6 +56,7 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
         "split": split,
         "codec": codecs.iter().map(codec_json).collect::<Vec<_>>(),
         "required": { "scratch_bytes": scratch_bytes, "state_bytes": STATE_BYTES },
+        "seek_points": seek_points,
         "tensors": container.tensors().map(|tensor| tensor_json(&tensor)).collect::<Vec<_>>(),
     });
 
@@ -74,6 +76,13 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
             codec.classes(),
             codec.unions(),
             codec.precision()
+        );
+    }
+    if seek_points > 0 {
+        let _ = writeln!(
+            text,
+            "{seek_points} seek points, {}",
+            human_bytes(container.section_bytes(SectionKind::Seek) as u64)
         );
     }
     if args.memory {

@@ -11,7 +11,7 @@ use super::{Report, TensorReport, cannot_write};
 use crate::container::{EntryKind, Layout, Split};
 use crate::restore::{Decoder, TableMemory, coding_name};
 use crate::tensors::{TensorSource, to_f32};
-use crate::{Error, Result};
+use crate::{Error, Result, seek};
 
 /// Writes the file, content checksums still missing.
 pub(super) fn write(
@@ -92,8 +92,14 @@ pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<R
     report.nmse = if energy > 0.0 { error / energy } else { 0.0 };
     report.nmse_mean /= f64::from(count.max(1));
     report.symbol_entropy = coded.entropy_bits / report.weights.max(1) as f64;
+    let codecs = std::slice::from_ref(&coded.codec);
+    let seek_points = match job.settings.seek_rows {
+        0 => Vec::new(),
+        every => seek::section(&decoder, &coded.entries, codecs, every)?,
+    };
     drop(map);
-    let layout = job.layout(&coded)?;
+    let mut layout = job.layout(&coded)?;
+    layout.set_seek_points(seek_points);
     out.seek(SeekFrom::Start(0)).map_err(cannot_write)?;
     layout.write_front(out).map_err(cannot_write)?;
     Ok(report)

@@ -150,7 +150,8 @@ impl Job<'_> {
 
     /// Lays out a coded model.
     pub(super) fn layout(&self, coded: &Coded) -> Result<Layout<'_>> {
-        Layout::new(&coded.entries, std::slice::from_ref(&coded.codec), &self.attachments)
+        let codecs = std::slice::from_ref(&coded.codec);
+        Layout::new(&coded.entries, codecs, &self.attachments, self.settings.seek_rows)
     }
 
     /// Finds the step, codes the model, and trims the step until the rate is in its window.
@@ -244,8 +245,9 @@ impl Job<'_> {
         self.progress.check()?;
         let estimate = planned.sample.estimate(rate_step);
         let codec = estimate.codec.to_bytes();
-        let mut entries = self.entries(planned, rate_step);
-        for ((index, plan), symbols) in planned.plans.iter().zip(&estimate.tensor_bytes) {
+        let entries = self.entries(planned, rate_step);
+        let layout = Layout::new(&entries, &[codec], &self.attachments, self.settings.seek_rows)?;
+        let streams = |plan: &TensorPlan| {
             // A record, rounding up to 4 bytes, and of each lane's state the 24 bits that its start wastes.
             let tile = 8 + 1 + 3 * plan.lanes;
             let rows = if plan.has_row_streams() { 8 + 1 + 3 } else { 0 };

@@ -89,6 +89,8 @@ pub struct Settings {
     pub synthesis: Synthesis,
     /// The step of a row is proportional to its deviation to this power.
     pub row_alpha: f64,
+    /// A seek point is stored at least every so many rows of a group of columns; 0 for none.
+    pub seek_rows: usize,
     /// Which tensors are coded.
     pub selection: Selection,
     /// Code tensors even where that takes more bytes than they had: for tests that need tiny coded tensors.
@@ -106,6 +108,7 @@ impl Settings {
             quantiser,
             synthesis: Synthesis::Identity,
             row_alpha: 1.0,
+            seek_rows: 0,
             selection: Selection::default(),
             keep_expanding: false,
             tuning: Tuning::default(),
