@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use nwc_decode_core::{Checks, Chunk, Coding, Container, DType, Limits, SeekPoint, Synthesis};
 use nwc_encode_host::compress::{Report, Selection, Settings, Target, compress, quantiser};
 use nwc_encode_host::progress::Silent;
+use nwc_encode_host::simd::Level;
 use nwc_encode_host::tensors::{OwnedTensors, TensorSource, all_finite, to_f32};
 use nwc_encode_host::{restore, seek};
 use nwc_tests::builder::Rng;
@@ -276,9 +277,10 @@ fn check_seek_points(bytes: &[u8], seek_rows: usize) {
         if seek_rows == 0 || tensor.coding() != Coding::Coded {
             continue;
         }
-        let (coded, tables) = decoder.coded(tensor).expect("it is coded");
+        let restorer = decoder.coded(tensor).expect("it is coded");
+        let (coded, tables) = (restorer.tensor(), restorer.tables());
         for (number, points) in
-            seek::points(&coded, tables, seek_rows).expect("it decodes").into_iter().enumerate()
+            seek::points(coded, tables, seek_rows).expect("it decodes").into_iter().enumerate()
         {
             let tile = coded.tile(number).expect("it is there");
             let starts = std::iter::once(None).chain(points.iter().map(Some));

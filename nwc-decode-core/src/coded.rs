@@ -3,7 +3,7 @@
 use crate::directory::CodedEntry;
 use crate::geometry::{Geometry, RECORD_BYTES, TilePlace, TileRegion, record};
 use crate::tile::{SeekPoint, TileDecoder, write_row, write_tile};
-use crate::{Crc32, DType, Element, Error, Tables};
+use crate::{Crc32, DType, Element, Error, RowValue, Tables};
 
 /// Which checksums to compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,12 +85,12 @@ impl<'a> CodedTensor<'a> {
 
     /// Number of bands of rows: tiles of one band lie side by side and share their rows' values. Tile t is of band t / [`column_blocks`](Self::column_blocks).
     pub const fn bands(&self) -> usize {
-        self.batch.saturating_mul(self.row_blocks)
+        self.geometry.bands()
     }
 
     /// Number of tiles side by side.
     pub const fn column_blocks(&self) -> usize {
-        self.column_blocks
+        self.geometry.column_blocks()
     }
 
     /// Number of tiles.
@@ -186,7 +186,7 @@ impl<'a> Tile<'a> {
 
     /// Number of rows as coded, which are the region's columns if the tensor is transposed.
     pub const fn rows(&self) -> usize {
-        self.shape.rows
+        self.place.shape.rows
     }
 
     /// Decodes the values of the tile's rows, without comparing the row stream's checksum: for
@@ -195,7 +195,8 @@ impl<'a> Tile<'a> {
     /// # Errors
     /// [`Error::Output`] if there is not one value a row, or what is wrong with the row stream.
     pub fn row_values(&self, tables: &Tables<'_>, values: &mut [RowValue]) -> Result<(), Error> {
-        crate::tile::row_values(&self.shape, tables, self.row_stream, values)
+        let stream = self.row_stream.map(|(stream, _)| stream);
+        crate::tile::row_values(&self.place.shape, tables, stream, values)
     }
 
     /// Number of weights.

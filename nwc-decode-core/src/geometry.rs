@@ -76,7 +76,7 @@ impl Geometry {
         if spare_columns >= columns || !(1..=rows).contains(&tile_rows) {
             return Err(Error::Geometry);
         }
-        let tile_columns = lanes.checked_mul(per_lane).ok_or(Error::Geometry)?;
+        let tile_columns = lanes.checked_mul(per_lane).filter(|&n| n > 0).ok_or(Error::Geometry)?;
         let row_blocks = rows.div_ceil(tile_rows);
         let column_blocks = columns.div_ceil(tile_columns);
         let bands = batch.checked_mul(row_blocks).ok_or(Error::Geometry)?;
@@ -101,6 +101,16 @@ impl Geometry {
         // The memory that a caller sets aside for the weights is bounded by the bytes that are really there.
         let most_elements = item_bytes.saturating_mul(MAX_ELEMENTS_PER_BYTE);
         if geometry.elements() <= most_elements { Ok(geometry) } else { Err(Error::Geometry) }
+    }
+
+    /// Number of bands of rows.
+    pub const fn bands(&self) -> usize {
+        self.batch.saturating_mul(self.row_blocks)
+    }
+
+    /// Number of tiles side by side.
+    pub const fn column_blocks(&self) -> usize {
+        self.column_blocks
     }
 
     /// Number of the codec that the tensor needs.
@@ -233,7 +243,7 @@ impl Geometry {
         if checks == Checks::All && T::DTYPE == self.dtype {
             let mut crc = Crc32::new();
             weights.iter().for_each(|weight| weight.update_crc(&mut crc));
-            if crc.value() != self.entry.content_crc {
+            if !crc.is(self.entry.content_crc) {
                 return Err(Error::ContentChecksum);
             }
         }

@@ -72,7 +72,7 @@ pub(crate) fn check(
         actual.update(part);
         at = at.saturating_add(len);
     }
-    if actual.value() == crc { Ok(()) } else { Err(Error::StreamChecksum) }
+    if actual.is(crc) { Ok(()) } else { Err(Error::StreamChecksum) }
 }
 
 /// A coded tensor that is not in memory.

@@ -31,6 +31,7 @@ pub mod model;
 pub mod progress;
 pub mod restore;
 pub mod seek;
+pub mod simd;
 pub mod synthetic;
 pub mod tensors;
 

@@ -191,9 +191,10 @@ pub(crate) fn section(
 ) -> Result<Vec<u8>> {
     let (mut tiles_with_points, mut body) = (0u32, Vec::new());
     for (index, entry, coded_entry, form) in coded_entries(entries, codecs) {
-        let (coded, tables) = decoder.coded(&decoder.tensors()[index])?;
+        let restorer = decoder.coded(&decoder.tensors()[index])?;
+        let (coded, tables) = (restorer.tensor(), restorer.tables());
         let most_lanes = usize::from(coded_entry.lanes);
-        let all = points(&coded, tables, every).map_err(damaged)?;
+        let all = points(coded, tables, every).map_err(damaged)?;
         for (number, ((_, columns), points)) in tiles(coded_entry, &entry.shape).zip(all).enumerate() {
             if points.is_empty() {
                 continue;
@@ -232,7 +233,8 @@ pub fn check(container: &Container<'_>, decoder: &Decoder<'_>) -> Result<usize> 
     }
     by_tile.par_iter().try_for_each(|(index, number, points)| {
         let tensor = &decoder.tensors()[*index];
-        let (coded, tables) = decoder.coded(tensor)?;
+        let restorer = decoder.coded(tensor)?;
+        let (coded, tables) = (restorer.tensor(), restorer.tables());
         let places: Vec<_> = points.iter().map(|point| (point.group(), point.row())).collect();
         let tile = coded.tile(*number).map_err(damaged)?;
         if tile_points(&tile, tables, &places).map_err(damaged)? == *points {

@@ -14,7 +14,7 @@ use super::decompress::inflate;
 use crate::compress::squared_error;
 use crate::progress::Progress;
 use crate::restore::{ContainerFile, Decoder, TableMemory, damaged};
-use crate::{Error, ErrorKind, Result, seek};
+use crate::{Error, Result, seek};
 
 /// Check a container: all checksums and a full decode.
 #[derive(Debug, Args)]
@@ -59,15 +59,48 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
             if let Err(error) = seek::check(&container, &decoder) {
                 fail(error);
             }
-            for tensor in decoder.tensors() {
-                progress.check()?;
-                let name = tensor.name().to_string();
-                let bytes = match decoder.decode(tensor, Checks::All) {
-                    Ok(bytes) => bytes,
-                    Err(error) if error.kind == ErrorKind::Interrupted => return Err(error),
-                    Err(error) => {
-                        fail(error.tensor(name));
-                        continue;
+            decoder.in_batches(
+                0..decoder.tensors().len(),
+                |tensor| decoder.decode(tensor, Checks::All),
+                |index, bytes| {
+                    progress.check()?;
+                    let tensor = &decoder.tensors()[index];
+                    let name = tensor.name().to_string();
+                    let bytes = match bytes {
+                        Ok(bytes) => bytes,
+                        Err(error) => {
+                            fail(error.tensor(name));
+                            return Ok(());
+                        }
+                    };
+                    checked += 1;
+                    progress.advance(tensor.elements() as u64);
+                    let Some(model) = &original else { return Ok(()) };
+                    let Some(&index) = by_name.get(name.as_str()) else {
+                        fail(Error::input("is not in the model that it is compared with").tensor(name));
+                        return Ok(());
+                    };
+                    let source = &model.tensors()[index];
+                    let same_shape =
+                        source.shape.iter().map(|&dim| dim as u64).eq(tensor.shape().iter().copied());
+                    if source.dtype != tensor.dtype() || !same_shape {
+                        fail(
+                            Error::input("has another type or shape in the model that it is compared with")
+                                .tensor(name),
+                        );
+                    } else if decoder.resolve(tensor).is_ok_and(|original| original.coding() == Coding::Coded)
+                    {
+                        let (error, energy) = squared_error(source.dtype, model.bytes(index), &bytes);
+                        // A tied tensor counts once, as it was coded once.
+                        if tensor.coding() == Coding::Coded {
+                            (error_sum, energy_sum) = (error_sum + error, energy_sum + energy);
+                        }
+                        let nmse = if energy > 0.0 { error / energy } else { 0.0 };
+                        if worst.as_ref().is_none_or(|(_, worst)| nmse > *worst) {
+                            worst = Some((name, nmse));
+                        }
+                    } else if model.bytes(index) != bytes {
+                        fail(Error::input("differs from the model, though it is stored raw").tensor(name));
                     }
                     Ok(())
                 },

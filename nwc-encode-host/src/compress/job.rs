@@ -245,9 +245,8 @@ impl Job<'_> {
         self.progress.check()?;
         let estimate = planned.sample.estimate(rate_step);
         let codec = estimate.codec.to_bytes();
-        let entries = self.entries(planned, rate_step);
-        let layout = Layout::new(&entries, &[codec], &self.attachments, self.settings.seek_rows)?;
-        let streams = |plan: &TensorPlan| {
+        let mut entries = self.entries(planned, rate_step);
+        for ((index, plan), symbols) in planned.plans.iter().zip(&estimate.tensor_bytes) {
             // A record, rounding up to 4 bytes, and of each lane's state the 24 bits that its start wastes.
             let tile = 8 + 1 + 3 * plan.lanes;
             let rows = if plan.has_row_streams() { 8 + 1 + 3 } else { 0 };
@@ -255,7 +254,7 @@ impl Job<'_> {
             let EntryKind::Coded(entry) = &mut entries[*index].kind else { unreachable!("it has a plan") };
             entry.len = (symbols.round() as u64 + streams as u64).next_multiple_of(4);
         }
-        let layout = Layout::new(&entries, &[codec], &self.attachments)?;
+        let layout = Layout::new(&entries, &[codec], &self.attachments, self.settings.seek_rows)?;
         Ok((self.objective(&layout) as f64, estimate))
     }
 
