@@ -298,13 +298,19 @@ impl<'a> Restorer<'a, '_> {
         let decode_tile = |number: usize| {
             let tile = coded.tile(number)?;
             let rows = bands[number / coded.column_blocks()].get_or_init(|| self.row_values(&tile, checks));
-            let rows = rows.as_ref().map_err(|&error| error)?;
             if checks == Checks::All {
                 check_stream(tile.stream())?;
             }
+            if *rows == Err(nwc_decode_core::Error::StreamChecksum) {
+                return Err(nwc_decode_core::Error::StreamChecksum);
+            }
             let mut decoder = tile.decoder(&self.codec.tables, Checks::SkipChecksums)?;
             let mut chunk = Chunk::default();
-            while decoder.next_chunk_by(&self.codec.engine, rows, &mut chunk)? {
+            while match rows {
+                Ok(rows) => decoder.next_chunk_by(&self.codec.engine, rows, &mut chunk)?,
+                // Which of a row stream's and a tile's faults is found first is for the plain decoder to say.
+                Err(_) => decoder.next_chunk(&mut chunk)?,
+            } {
                 work(&tile, &chunk)?;
             }
             Ok(())

@@ -244,7 +244,7 @@ fn check_distances<'a>(settings: &Settings, decoder: &Decoder<'a>, tensor: &Tens
     // A trellis leaves a choice of two subsets of every fourth index, each of them rounded to its nearest. The scalar search
     // may also take 0, which saves at most an escape of about 30 bits at 0.1 squared steps each.
     let trellis = settings.quantiser.spacing() > 1.0;
-    let (reach, most) = if trellis { (65_530.0, 2.02) } else { (32_767.0, 2.5) };
+    let (reach, most) = if trellis { (65_530.0, 2.02) } else { (32_760.0, 2.5) };
     // Where steps follow the rows' deviations no weight is that large: a row's largest is the square root of its length.
     let normalised = settings.row_alpha.to_bits() == 1f64.to_bits();
     let restorer = decoder.coded(tensor).expect("it is coded");
