@@ -10,7 +10,7 @@ use nwc_decode_core::{
 use nwc_encode_host::container::Split;
 use nwc_encode_host::restore::{Decoder, TableMemory};
 
-use crate::decode::meaning;
+use crate::decode::{Source, meaning, tensors, through_a_window};
 
 /// Look-ups of fewer bits must find the same symbols.
 const FEW_BITS: u32 = 3;
@@ -87,6 +87,31 @@ pub fn walk(file: &[u8]) {
         } else if tensor.coding() == Coding::Coded {
             beginning(&container, &tensor);
         }
+    }
+    stored_points(&container);
+    if container.tensors().map(|tensor| tensor.elements()).sum::<usize>() <= super::MAX_ELEMENTS {
+        let windowed = through_a_window(&mut Source::new(file), FEW_BITS, 0xFF);
+        assert!(tensors(&container, FEW_BITS, 0) == windowed, "where the bytes are must not matter");
+    }
+}
+
+/// A stored seek point may lie: then decoding from it ends in an error or gives other weights.
+fn stored_points(container: &Container<'_>) {
+    let Ok(points) = container.seek_points() else { return };
+    let mut chunk = Chunk::default();
+    for (index, number, point) in points.take(PLACES) {
+        let coded = container.tensor(index).and_then(|tensor| tensor.coded());
+        let coded = coded.expect("points are of coded tensors");
+        let codec = container.codec(coded.codec_index()).expect("codecs were checked on opening");
+        with_tables(&codec, FEW_BITS, |tables| {
+            let Ok(tile) = coded.tile(number) else { return };
+            let Ok(mut decoder) = tile.decoder_at(tables, Checks::SkipChecksums, &point) else { return };
+            for _ in 0..MAX_CHUNKS {
+                if !matches!(decoder.next_chunk(&mut chunk), Ok(true)) {
+                    break;
+                }
+            }
+        });
     }
 }
 
