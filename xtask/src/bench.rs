@@ -1,16 +1,12 @@
 //! Runs the benchmarks, keeps what came of them under `benches/results/`, and puts it into the README.
 
-use crate::record;
-use crate::shell::{cargo, root, run, target_dir};
+use crate::shell::{cargo, run, target_dir};
+use crate::{readme, record};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-
-/// Marks where the table stands in the README.
-const MARKS: (&str, &str) =
-    ("<!-- cargo xtask bench: from here -->\n", "<!-- cargo xtask bench: to here -->\n");
 
 /// Runs every benchmark, and writes `benches/results/bench.json` and the README's table.
 pub(crate) fn run_all() -> Result<()> {
@@ -21,16 +17,8 @@ pub(crate) fn run_all() -> Result<()> {
     run(&mut cargo(["bench", "-p", "nwc-benches", "--benches"]))?;
     let rows = medians(&measured)?;
     ensure!(!rows.is_empty(), "no result in {}", measured.display());
-    let table = table(&rows)?;
-    print!("{table}");
-    record::write("bench", "cargo xtask bench", &Value::Array(rows))?;
-
-    let path = root().join("README.md");
-    let text = fs::read_to_string(&path)?;
-    let (before, rest) = text.split_once(MARKS.0).context("the README has no place for the table")?;
-    let (_, after) = rest.split_once(MARKS.1).context("the README has no end of the table")?;
-    fs::write(&path, format!("{before}{}{table}{}{after}", MARKS.0, MARKS.1))?;
-    Ok(())
+    readme::put_table("cargo xtask bench", &table(&rows)?)?;
+    record::write("bench", "cargo xtask bench", &Value::Array(rows))
 }
 
 /// The median of each benchmark, as criterion left it: elements a second.

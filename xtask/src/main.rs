@@ -14,6 +14,7 @@ mod miri;
 mod no_panic;
 mod qemu;
 mod quickstart;
+mod readme;
 mod record;
 mod reference;
 mod shell;

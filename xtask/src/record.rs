@@ -2,18 +2,23 @@
 
 use crate::make_model;
 use crate::quickstart::build_program;
+use crate::readme;
 use crate::shell::{command, output, root, target_dir};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 use std::fs;
 use std::process::Stdio;
 use std::time::Duration;
 
+/// Quantisers that random sources are coded with: that of fewest states, and the default.
+const QUANTIZERS: [&str; 2] = ["trellis8", "trellis64"];
+
 /// What can be measured.
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Subject {
-    /// Rate and distortion on random sources: about 15 minutes
+    /// Rate and distortion on random sources: about 10 minutes
     Rd,
     /// The models of `$NWC_ASSETS`, at 3 and 4 bits
     Models,
@@ -40,7 +45,64 @@ pub(crate) fn record(subject: Subject) -> Result<()> {
         }
         Subject::Speed => ("speed", program.speed()?),
     };
-    write(name, &format!("cargo xtask record {name}"), &results)
+    let command_line = format!("cargo xtask record {name}");
+    match subject {
+        Subject::Rd => readme::put_table(&command_line, &sources_table(&results)?)?,
+        Subject::Models => readme::put_table(&command_line, &models_table(&results)?)?,
+        Subject::Hadamard | Subject::Speed => {}
+    }
+    write(name, &command_line, &results)
+}
+
+/// The README's table of random sources: means over the seeds.
+fn sources_table(rows: &Value) -> Result<String> {
+    let rows = rows.as_array().context("no rows")?;
+    let mut table = String::from("| bits per weight | 2 | 3 | 4 | 5 | 6 |\n|---|---|---|---|---|---|\n");
+    for quantizer in QUANTIZERS {
+        for (label, source, key, digits) in [
+            ("Gaussian, nMSE * 4^R", "gaussian", "nmse_times_4r", 3),
+            ("Gaussian, nMSE of ideal ECSQ's", "gaussian", "nmse_over_ecsq", 3),
+            ("Laplace, nMSE of ideal ECSQ's", "laplace", "nmse_over_ecsq", 3),
+            ("Student-t, 5 degrees, nMSE of ideal ECSQ's", "student5", "nmse_over_ecsq", 3),
+            ("log-normal row spreads, nMSE * 4^R", "lognormal-rows", "nmse_times_4r", 3),
+            ("bits above the entropy of the symbols (Gaussian)", "gaussian", "entropy_overhead", 4),
+        ] {
+            write!(table, "| {quantizer}: {label} |")?;
+            for bits in ["2", "3", "4", "5", "6"] {
+                let here = rows.iter().filter(|row| {
+                    row["quantizer"] == quantizer && row["source"] == source && row["bits"] == bits
+                });
+                let values: Vec<f64> = here.filter_map(|row| row[key].as_f64()).collect();
+                let mean = values.iter().sum::<f64>() / values.len() as f64;
+                if values.is_empty() { write!(table, " |")? } else { write!(table, " {mean:.digits$} |")? }
+            }
+            table.push('\n');
+        }
+    }
+    Ok(table)
+}
+
+/// The README's table of trained models.
+fn models_table(rows: &Value) -> Result<String> {
+    let mut table = String::from(
+        "| model, coded weights | bits asked | bits per weight | file | nMSE | nMSE * 4^R | of ideal ECSQ |\n|---|---|---|---|---|---|---|\n",
+    );
+    for row in rows.as_array().context("no rows")? {
+        let number = |key: &str| row[key].as_f64().with_context(|| format!("no {key}"));
+        writeln!(
+            table,
+            "| {}, {:.1} M | {} | {:.3} | {} bytes | {:.2e} | {:.3} | {:.3} |",
+            row["model"].as_str().context("no model")?,
+            number("weights")? / 1e6,
+            row["bits"].as_str().context("no bits")?,
+            number("bits_per_weight")?,
+            row["bytes"],
+            number("nmse")?,
+            number("nmse_times_4r")?,
+            number("nmse_over_ecsq")?
+        )?;
+    }
+    Ok(table)
 }
 
 /// Writes `benches/results/NAME.json`: what was measured, by which command, of which commit, on which machine.
@@ -76,8 +138,8 @@ impl Program {
     fn rate_distortion(&self) -> Result<Value> {
         let mut rows = Vec::new();
         println!(
-            "{:<15} {:>4} {:>5} {:>9} {:>9} {:>10} {:>10}",
-            "source", "bits", "seed", "rate", "nMSE*4^R", "overhead", "of ECSQ"
+            "{:<15} {:<9} {:>4} {:>5} {:>9} {:>9} {:>10} {:>10}",
+            "source", "quantizer", "bits", "seed", "rate", "nMSE*4^R", "overhead", "of ECSQ"
         );
         for (source, bits, seeds) in [
             ("gaussian", 2..=6, 1..=5),
@@ -85,37 +147,27 @@ impl Program {
             ("student5", 3..=6, 1..=2),
             ("lognormal-rows", 2..=6, 1..=2),
         ] {
-            for bits in bits {
-                for seed in seeds.clone() {
-                    let (bits, seed) = (bits.to_string(), seed.to_string());
-                    let args = [
-                        "bench",
-                        "rd",
-                        "--source",
-                        source,
-                        "--n",
-                        "4194304",
-                        "--quantizer",
-                        "trellis8",
-                        "--bits",
-                        &bits,
-                        "--seed",
-                        &seed,
-                    ];
-                    let mut row = self.json(&args)?;
-                    let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
-                    println!(
-                        "{source:<15} {bits:>4} {seed:>5} {:>9.4} {:>9.4} {:>10.4} {:>10.4}",
-                        number("bits_per_weight"),
-                        number("nmse_times_4r"),
-                        number("entropy_overhead"),
-                        number("nmse_over_ecsq")
-                    );
-                    row["source"] = json!(source);
-                    row["bits"] = json!(bits);
-                    row["seed"] = json!(seed);
-                    rows.push(row);
-                }
+            for (bits, seed, quantizer) in bits.flat_map(|bits| {
+                let seeds = seeds.clone();
+                QUANTIZERS.into_iter().flat_map(move |name| seeds.clone().map(move |seed| (bits, seed, name)))
+            }) {
+                let (bits, seed) = (bits.to_string(), seed.to_string());
+                let what = ["--source", source, "--n", "4194304", "--seed", &seed];
+                let how = ["--quantizer", quantizer, "--bits", &bits];
+                let mut row = self.json(&[["bench", "rd"].as_slice(), &what, &how].concat())?;
+                let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+                println!(
+                    "{source:<15} {quantizer:<9} {bits:>4} {seed:>5} {:>9.4} {:>9.4} {:>10.4} {:>10.4}",
+                    number("bits_per_weight"),
+                    number("nmse_times_4r"),
+                    number("entropy_overhead"),
+                    number("nmse_over_ecsq")
+                );
+                row["source"] = json!(source);
+                row["quantizer"] = json!(quantizer);
+                row["bits"] = json!(bits);
+                row["seed"] = json!(seed);
+                rows.push(row);
             }
         }
         Ok(Value::Array(rows))
@@ -138,6 +190,7 @@ impl Program {
                     rd["nmse_over_ecsq"].as_f64().unwrap_or(f64::NAN)
                 );
                 row["model"] = json!(model);
+                row["bits"] = json!(bits);
                 row["nmse_times_4r"] = json!(nmse * 4f64.powf(rate));
                 row["payload_bits_per_weight"] = json!(payload);
                 row["nmse_over_ecsq"] = rd["nmse_over_ecsq"].clone();
@@ -187,7 +240,7 @@ impl Program {
         let container = target_dir().join("models/speed-100M.nwc").display().to_string();
         let mut compress = Vec::new();
         // The last container is decoded below.
-        for quantizer in ["trellis256", "trellis64", "trellis8"].iter().flat_map(|name| [name; 3]) {
+        for quantizer in ["trellis8", "trellis256", "trellis64"].iter().flat_map(|name| [name; 3]) {
             let (json, peak) = self.with_peak_memory(&[
                 "compress",
                 &model,
@@ -212,10 +265,20 @@ impl Program {
             }));
         }
         let mut decode = Vec::new();
-        for threads in ["1", "2"] {
-            let json = self.json(&["bench", "decode", &container, "--threads", threads, "--runs", "5"])?;
+        for (instructions, threads) in
+            [("plain", "1"), ("avx2", "1"), ("avx512", "1"), ("best", "1"), ("best", "2")]
+        {
+            let json = self.json(&[
+                "bench",
+                "decode",
+                &container,
+                "--threads",
+                threads,
+                "--instructions",
+                instructions,
+            ])?;
             println!(
-                "decode, {threads} threads: {} symbols/s, {} weights/s",
+                "decode, {instructions}, {threads} threads: {} symbols/s, {} weights/s",
                 json["symbols_per_second"], json["weights_per_second"]
             );
             decode.push(json);
