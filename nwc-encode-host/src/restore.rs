@@ -377,10 +377,25 @@ impl<'o> Canvas<'o> {
         assert!(at + bytes.len() <= self.len);
         // SAFETY: the place lies inside, and is the caller's alone.
         let place = unsafe { std::slice::from_raw_parts_mut(self.start.add(at), bytes.len()) };
-        place.copy_from_slice(bytes);
+        // Nearly all runs are 32 halves of a row, or 16 of a column: a call is too much for so little.
+        if !(copy_exactly::<64>(place, bytes) || copy_exactly::<32>(place, bytes)) {
+            place.copy_from_slice(bytes);
+        }
         if cfg!(target_endian = "big") {
             place.chunks_exact_mut(size_of::<T>()).for_each(<[u8]>::reverse);
         }
+    }
+}
+
+/// Copies `N` bytes, if there are so many, without a call.
+#[inline(always)]
+fn copy_exactly<const N: usize>(to: &mut [u8], from: &[u8]) -> bool {
+    match (<&mut [u8; N]>::try_from(to), <&[u8; N]>::try_from(from)) {
+        (Ok(to), Ok(from)) => {
+            *to = *from;
+            true
+        }
+        _ => false,
     }
 }
 
