@@ -64,12 +64,19 @@ impl Synthesis {
 /// Four times the orthonormal transform down each lane: sums and differences at distances of 1, 2, 4 and 8 rows. Indices are below 2^17 in magnitude
 /// (§9.2), so no sum of sixteen overflows.
 fn hadamard(chunk: &mut [[i32; MAX_LANES]; CHUNK_ROWS]) {
-    for distance in [1usize, 2, 4, 8] {
-        for block in chunk.chunks_exact_mut(distance.wrapping_mul(2)) {
-            let Some((first, second)) = block.split_at_mut_checked(distance) else { continue };
-            for (first, second) in first.iter_mut().flatten().zip(second.iter_mut().flatten()) {
-                (*first, *second) = (first.wrapping_add(*second), first.wrapping_sub(*second));
-            }
+    butterflies::<2>(chunk);
+    butterflies::<4>(chunk);
+    butterflies::<8>(chunk);
+    butterflies::<16>(chunk);
+}
+
+/// Sums and differences of the first and the second half of each block of `ROWS` rows.
+fn butterflies<const ROWS: usize>(chunk: &mut [[i32; MAX_LANES]; CHUNK_ROWS]) {
+    let (blocks, _) = chunk.as_chunks_mut::<ROWS>();
+    for block in blocks {
+        let Some((first, second)) = block.split_at_mut_checked(ROWS >> 1) else { continue };
+        for (first, second) in first.iter_mut().flatten().zip(second.iter_mut().flatten()) {
+            (*first, *second) = (first.wrapping_add(*second), first.wrapping_sub(*second));
         }
     }
 }

@@ -12,9 +12,9 @@ use core::panic::PanicInfo;
 
 use half::{bf16, f16};
 use nwc_decode_core::{
-    Attachment, Checks, Chunk, Codec, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Limits,
-    MAX_LANES, Name, RowEngine, RowValue, Rows, Scratch, ScratchSize, SectionKind, SideTable, Tables, Tensor,
-    Tile, TileDecoder, frequencies, scale,
+    Attachment, Checks, Chunk, Codec, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Geometry,
+    Limits, MAX_LANES, Name, RowEngine, RowValue, Rows, Scratch, ScratchSize, SectionKind, SeekPoint,
+    SideTable, Tables, Tensor, Tile, TileDecoder, frequencies, scale,
 };
 
 unsafe extern "C" {
@@ -73,6 +73,7 @@ macro_rules! end {
 #[unsafe(no_mangle)]
 pub extern "C" fn _start() {
     let file: &[u8] = slice();
+    see(remote(file));
     if let Err(error) = container(file) {
         see(error.code());
         see(error.is_file_fault());
@@ -89,7 +90,11 @@ fn container(file: &[u8]) -> Result<(), Error> {
     let container = Container::open(file, &any(limits))?;
     see(container.len());
     see(container.is_empty());
-    see(container.file().len());
+    see((container.file().len(), container.file_bytes()));
+    for (tensor, tile, point) in any(container.seek_points()?) {
+        see((tensor, tile));
+        point_calls(&point);
+    }
     see(container.section_bytes(any(SectionKind::Data)));
     see(container.codec_count());
     for attachment in any(container.attachments()?) {
@@ -116,7 +121,8 @@ fn describe<'a>(tensor: &Tensor<'a>, container: &Container<'a>) -> Result<(), Er
     see(write!(Sink(0), "{}", tensor.dtype()));
     see(tensor.shape().len());
     see(tensor.elements());
-    see(tensor.stored_bytes());
+    see((tensor.stored_bytes(), tensor.offset()));
+    see(tensor.geometry().is_ok());
     see(tensor.entry_bytes());
     see(tensor.content_crc());
     see(tensor.raw(any(Checks::All))?.len());
@@ -147,6 +153,7 @@ fn codec_calls(codec: &Codec<'_>, coded: &CodedTensor<'_>) -> Result<(), Error> 
     see((coded.codec_index(), coded.shape(), coded.is_transposed(), coded.elements(), coded.tiles()));
     see((coded.side_bytes(), coded.record_bytes(), coded.bands(), coded.column_blocks()));
     see(coded.tile_of(any(0), any(0), any(0))?);
+    geometry_calls(coded.geometry())?;
     let tile = coded.tile(any(0))?;
     tile_calls(&tile, &tables)?;
     output::<f32>(coded, &tile, &tables)?;
@@ -164,7 +171,7 @@ fn tile_calls(tile: &Tile<'_>, tables: &Tables<'_>) -> Result<(), Error> {
     let mut chunk = Chunk::default();
     see(decoder.next_chunk(&mut chunk)?);
     let point = decoder.seek_point();
-    see((point.row(), point.group()));
+    point_calls(&point);
     let mut decoder = tile.decoder_at(tables, any(Checks::All), &any(point))?;
     see(decoder.next_chunk(&mut chunk)?);
     see(decoder.next_chunk_by(&any(*tables), values, &mut chunk)?);
@@ -187,6 +194,7 @@ fn output<T: Element>(coded: &CodedTensor<'_>, tile: &Tile<'_>, tables: &Tables<
     coded.decode(tables, any(Checks::All), out)?;
     tile.decode(tables, any(Checks::All), out)?;
     tile.decode_strided(tables, any(Checks::All), out, any(0))?;
+    coded.decode_output_row(tables, any(Checks::All), any(0), any(0), out)?;
     any(Chunk::default()).write(out, any(0), any(0))?;
     let mut crc = Crc32::new();
     T::from_f32(any(0.0)).update_crc(&mut crc);
@@ -195,6 +203,51 @@ fn output<T: Element>(coded: &CodedTensor<'_>, tile: &Tile<'_>, tables: &Tables<
     see(crc.value());
     end!(end_of_output);
     Ok(())
+}
+
+/// A container of which only the front is in memory.
+fn remote(front: &[u8]) -> Result<(), Error> {
+    see(Container::front_bytes(front)?);
+    let container = Container::open_front(front, any(None), &any(Limits::default()))?;
+    let tensor = container.tensor(any(0))?;
+    let mut source: &[u8] = slice();
+    // Through `any`, because a tensor that has raw bytes is not coded.
+    let _ = any(any(tensor).check_raw(&mut source, slice()));
+    let _ = any(any(tensor).read_raw(&mut source, any(0), slice()));
+    let codec = container.codec(any(0))?;
+    let tables = Tables::expand(&codec, any(8), Scratch { words: slice(), bytes: slice() })?;
+    let coded = any(tensor).remote(&mut source)?;
+    geometry_calls(coded.geometry())?;
+    let out: &mut [f16] = slice();
+    coded.decode(&tables, any(Checks::All), &mut source, slice(), out)?;
+    coded.decode_output_row(&tables, any(Checks::All), &mut source, slice(), any((0, 0)), out)?;
+    let tile = coded.tile(&mut source, any(0))?;
+    see((tile.region(), tile.elements()));
+    tile.decode(&tables, any(Checks::All), &mut source, slice(), out)?;
+    let mut chunk = Chunk::default();
+    let mut decoder = tile.decoder(&tables, any(Checks::All), source, slice())?;
+    see(decoder.next_chunk(&mut chunk)?);
+    let point = any(decoder.seek_point());
+    let mut decoder = tile.decoder_at(&tables, any(Checks::All), source, slice(), &point)?;
+    see(decoder.next_chunk(&mut chunk)?);
+    see(&chunk);
+    end!(end_of_remote);
+    Ok(())
+}
+
+fn geometry_calls(geometry: &Geometry) -> Result<(), Error> {
+    see((geometry.bands(), geometry.column_blocks(), geometry.codec_index(), geometry.lanes()));
+    see((geometry.shape(), geometry.is_transposed(), geometry.elements(), geometry.tiles()));
+    see(geometry.record_bytes());
+    see(geometry.tile_of(any(0), any(0), any(0))?);
+    end!(end_of_geometry_calls);
+    Ok(())
+}
+
+fn point_calls(point: &SeekPoint) {
+    see((point.row(), point.group(), point.words(), point.row_words(), point.row_state()));
+    see((point.rans(), point.trellis(), point.column_class(), point.column_scale()));
+    end!(end_of_point_calls);
 }
 
 fn free_standing() {
