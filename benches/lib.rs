@@ -1,1 +1,1 @@
-//! Only benchmarks: see `codec.rs`, and `results/` for what was recorded.
+//! Only benchmarks and experiments: see `codec/` and `examples/`, and `results/` for what was recorded.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use nwc_encode_host::compress::{Settings, Target, compress, quantiser};
 use nwc_encode_host::progress::Silent;
 use nwc_encode_host::synthetic::Source;
@@ -27,7 +27,7 @@ fn encode_to(file: &mut File, tensors: &OwnedTensors, settings: &Settings) {
 fn encode(c: &mut Criterion) {
     let tensors = model();
     let mut group = c.benchmark_group("encode");
-    group.throughput(Throughput::Elements((SIDE * SIDE) as u64)).sample_size(10);
+    group.throughput(Throughput::Elements((SIDE * SIDE) as u64)).sample_size(11);
     for name in ["scalar", "trellis8", "trellis64"] {
         // At a given step there is one pass and no search for the rate.
         let settings = settings(name, Target::Step(0.13));
@@ -39,4 +39,3 @@ fn encode(c: &mut Criterion) {
 }
 
 criterion_group!(benches, encode);
-criterion_main!(benches);

@@ -11,7 +11,7 @@ use constriction::stream::model::{
 };
 use constriction::stream::stack::SmallAnsCoder;
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, criterion_group};
 use half::f16;
 use nwc_decode_core::{Checks, Chunk, Container, Limits};
 use nwc_encode_host::compress::{Settings, Target, compress};
@@ -133,4 +133,3 @@ fn decode(c: &mut Criterion) {
 }
 
 criterion_group!(benches, decode);
-criterion_main!(benches);
