@@ -217,7 +217,7 @@ fn unit(chunk: &Chunk) -> __m512 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn scale_f32(chunk: &Chunk, weights: &mut [[f32; MAX_LANES]; CHUNK_ROWS]) {
+pub(in crate::simd) fn scale_f32(chunk: &Chunk, weights: &mut [[f32; MAX_LANES]; CHUNK_ROWS]) {
     let unit = unit(chunk);
     for (row, weights) in weights.iter_mut().enumerate().take(chunk.rows) {
         for h in 0..2 {
@@ -229,7 +229,7 @@ pub(super) fn scale_f32(chunk: &Chunk, weights: &mut [[f32; MAX_LANES]; CHUNK_RO
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn scale_f16(chunk: &Chunk, weights: &mut [[f16; MAX_LANES]; CHUNK_ROWS]) {
+pub(in crate::simd) fn scale_f16(chunk: &Chunk, weights: &mut [[f16; MAX_LANES]; CHUNK_ROWS]) {
     let unit = unit(chunk);
     for (row, weights) in weights.iter_mut().enumerate().take(chunk.rows) {
         for h in 0..2 {
@@ -243,7 +243,7 @@ pub(super) fn scale_f16(chunk: &Chunk, weights: &mut [[f16; MAX_LANES]; CHUNK_RO
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn scale_bf16(chunk: &Chunk, weights: &mut [[bf16; MAX_LANES]; CHUNK_ROWS]) {
+pub(in crate::simd) fn scale_bf16(chunk: &Chunk, weights: &mut [[bf16; MAX_LANES]; CHUNK_ROWS]) {
     let unit = unit(chunk);
     let largest = bf16::MAX.to_f32();
     for (row, weights) in weights.iter_mut().enumerate().take(chunk.rows) {

@@ -250,7 +250,7 @@ fn unit(chunk: &Chunk) -> __m256 {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn scale_f32(chunk: &Chunk, weights: &mut [[f32; MAX_LANES]; CHUNK_ROWS]) {
+pub(in crate::simd) fn scale_f32(chunk: &Chunk, weights: &mut [[f32; MAX_LANES]; CHUNK_ROWS]) {
     let unit = unit(chunk);
     for (row, weights) in weights.iter_mut().enumerate().take(chunk.rows) {
         for p in 0..4 {
@@ -262,7 +262,7 @@ pub(super) fn scale_f32(chunk: &Chunk, weights: &mut [[f32; MAX_LANES]; CHUNK_RO
 }
 
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn scale_f16(chunk: &Chunk, weights: &mut [[f16; MAX_LANES]; CHUNK_ROWS]) {
+pub(in crate::simd) fn scale_f16(chunk: &Chunk, weights: &mut [[f16; MAX_LANES]; CHUNK_ROWS]) {
     let unit = unit(chunk);
     for (row, weights) in weights.iter_mut().enumerate().take(chunk.rows) {
         for p in 0..4 {
@@ -276,7 +276,7 @@ pub(super) fn scale_f16(chunk: &Chunk, weights: &mut [[f16; MAX_LANES]; CHUNK_RO
 }
 
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn scale_bf16(chunk: &Chunk, weights: &mut [[bf16; MAX_LANES]; CHUNK_ROWS]) {
+pub(in crate::simd) fn scale_bf16(chunk: &Chunk, weights: &mut [[bf16; MAX_LANES]; CHUNK_ROWS]) {
     let unit = unit(chunk);
     let largest = bf16::MAX.to_f32();
     for (row, weights) in weights.iter_mut().enumerate().take(chunk.rows) {
