@@ -1,10 +1,10 @@
-//! Decoding with the vector instructions of x86-64, chosen when the program runs.
+//! Decoding with vector instructions: of x86-64, chosen when the program runs, and of aarch64, which always has them.
 //!
 //! [`SimdEngine`] decodes the symbols of a tile's rows, [`Level::write`] turns a chunk of latents into weights. Both give the bytes that the
 //! plain decoder gives; everything around them is `nwc-decode-core`'s.
 
-#[cfg(target_arch = "x86_64")]
-mod x86;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod gather;
 
 use nwc_decode_core::{CHUNK_ROWS, Chunk, Element, Error, MAX_LANES, RowEngine, Rows, Tables};
 
@@ -18,6 +18,8 @@ pub enum Level {
     Avx2,
     /// AVX-512 (F, BW, DQ, VL).
     Avx512,
+    /// NEON, for symbols only: the plain code that scales and rounds is vectorised by the compiler already.
+    Neon,
 }
 
 impl Level {
@@ -36,7 +38,7 @@ impl Level {
                 && std::is_x86_feature_detected!("avx512vl");
             return if wide { &[Self::Plain, Self::Avx2, Self::Avx512] } else { &[Self::Plain, Self::Avx2] };
         }
-        &[Self::Plain]
+        if cfg!(target_arch = "aarch64") { &[Self::Plain, Self::Neon] } else { &[Self::Plain] }
     }
 
     /// Rounds a chunk's weights to `T` as [`Chunk::write`] does, and hands them to `put` in runs of neighbours: with the position of the first,
@@ -53,7 +55,7 @@ impl Level {
     ) -> Result<(), Error> {
         let mut weights = [[T::default(); MAX_LANES]; CHUNK_ROWS];
         let (rows, lanes) = (chunk.rows.min(CHUNK_ROWS), chunk.lanes.min(MAX_LANES));
-        if self == Self::Plain || !Self::available().contains(&self) {
+        if matches!(self, Self::Plain | Self::Neon) || !Self::available().contains(&self) {
             let place = Chunk { first_row: 0, first_column: 0, ..chunk.clone() };
             place.write(weights.as_flattened_mut(), MAX_LANES, 1)?;
         } else {
@@ -88,7 +90,7 @@ mod private {
     use super::{CHUNK_ROWS, Chunk, Level, MAX_LANES};
 
     pub trait Scale: Sized {
-        /// The weights of a chunk; `level` is one that the processor has, and not the plain one.
+        /// The weights of a chunk; `level` is AVX2 or AVX-512, whichever of them the processor has.
         fn scale(level: Level, chunk: &Chunk, weights: &mut [[Self; MAX_LANES]; CHUNK_ROWS]);
     }
 }
@@ -100,16 +102,16 @@ macro_rules! impl_scale {
             fn scale(level: Level, chunk: &Chunk, weights: &mut [[Self; MAX_LANES]; CHUNK_ROWS]) {
                 if level == Level::Avx512 {
                     // SAFETY: the caller vouches for the level.
-                    unsafe { x86::avx512::$name(chunk, weights) }
+                    unsafe { gather::avx512::$name(chunk, weights) }
                 } else {
                     // SAFETY: as above.
-                    unsafe { x86::avx2::$name(chunk, weights) }
+                    unsafe { gather::avx2::$name(chunk, weights) }
                 }
             }
 
             #[cfg(not(target_arch = "x86_64"))]
             fn scale(_: Level, _: &Chunk, _: &mut [[Self; MAX_LANES]; CHUNK_ROWS]) {
-                unreachable!("there is only the plain level")
+                unreachable!("no level here scales by itself")
             }
         }
     )*};
@@ -120,25 +122,25 @@ impl_scale!(f32 => scale_f32, half::f16 => scale_f16, half::bf16 => scale_bf16);
 #[derive(Debug)]
 pub struct SimdEngine<'t> {
     plain: Tables<'t>,
-    #[cfg(target_arch = "x86_64")]
-    fast: Option<x86::Engine>,
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fast: Option<gather::Engine>,
 }
 
 impl<'t> SimdEngine<'t> {
     /// An engine of this level for these tables; a plain one if the processor does not have the level, or a value of a symbol does not fit a byte.
     pub fn new(tables: &Tables<'t>, level: Level) -> Self {
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let _ = level;
         Self {
             plain: *tables,
-            #[cfg(target_arch = "x86_64")]
-            fast: x86::Engine::new(tables, level),
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            fast: gather::Engine::new(tables, level),
         }
     }
 
     /// The level that is used.
     pub fn level(&self) -> Level {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(fast) = &self.fast {
             return fast.level();
         }
@@ -148,7 +150,7 @@ impl<'t> SimdEngine<'t> {
 
 impl RowEngine for SimdEngine<'_> {
     fn decode_rows(&self, rows: Rows<'_>) -> Result<usize, Error> {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(fast) = self.fast.as_ref().filter(|fast| fast.suits(&rows)) {
             return Ok(fast.decode_rows(rows));
         }

@@ -1,12 +1,17 @@
-//! The engine for AVX2 and AVX-512: tables for gathers, and which kernel runs.
+//! The engine for AVX2, AVX-512 and NEON: tables for gathers, and which kernel runs.
 //!
 //! With a precision of at most 12 bits an entry holds all that a slot needs to be decoded, so a symbol is one load; with more bits one load
 //! finds the symbol and another its frequency, which keeps 2^14 slots in a level-1 cache.
 
+#[cfg(target_arch = "x86_64")]
 #[allow(clippy::wildcard_imports)] // of intrinsics, dozens of them
 pub(super) mod avx2;
+#[cfg(target_arch = "x86_64")]
 #[allow(clippy::wildcard_imports)]
 pub(super) mod avx512;
+#[cfg(target_arch = "aarch64")]
+#[allow(clippy::wildcard_imports)]
+mod neon;
 
 use nwc_decode_core::{CHUNK_ROWS, MAX_LANES, Rows, Tables};
 
@@ -48,13 +53,20 @@ impl Engine {
     /// Decodes rows that suit; returns how many words were read, more than there are if they did not suffice.
     pub(super) fn decode_rows(&self, mut rows: Rows<'_>) -> usize {
         let layout = &self.layout;
-        if self.level == Level::Avx512 {
-            // SAFETY: the processor has the level.
-            run(&mut rows, |rows, words, from| unsafe { avx512::decode_rows(layout, rows, words, from) })
-        } else {
-            // SAFETY: the processor has the level.
-            run(&mut rows, |rows, words, from| unsafe { avx2::decode_rows(layout, rows, words, from) })
-        }
+        #[cfg(target_arch = "aarch64")]
+        let kernel =
+            |rows: &mut Rows<'_>, words: &[[u8; 2]], from| neon::decode_rows(layout, rows, words, from);
+        #[cfg(target_arch = "x86_64")]
+        let kernel = |rows: &mut Rows<'_>, words: &[[u8; 2]], from| {
+            if self.level == Level::Avx512 {
+                // SAFETY: the processor has the level.
+                unsafe { avx512::decode_rows(layout, rows, words, from) }
+            } else {
+                // SAFETY: the processor has the level.
+                unsafe { avx2::decode_rows(layout, rows, words, from) }
+            }
+        };
+        run(&mut rows, kernel)
     }
 }
 
