@@ -8,6 +8,7 @@ mod docs;
 mod experiment;
 mod firmware;
 mod fuzz_build;
+mod instructions;
 mod lint;
 mod make_model;
 mod miri;

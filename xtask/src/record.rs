@@ -1,5 +1,6 @@
 //! Measures what the documentation claims and keeps it under `benches/results/`: command, commit, machine, numbers.
 
+use crate::instructions;
 use crate::make_model;
 use crate::quickstart::build_program;
 use crate::readme;
@@ -24,6 +25,8 @@ pub(crate) enum Subject {
     Models,
     /// The Hadamard synthesis against none, on a Gaussian matrix and models of `$NWC_ASSETS`: about 2 minutes
     Hadamard,
+    /// Instructions a weight of decoding on x86-64 and aarch64, under QEMU: about 5 minutes
+    Instructions,
     /// Time and memory to compress 100 M weights, and decoding speed: about 3 minutes
     Speed,
 }
@@ -43,13 +46,14 @@ pub(crate) fn record(subject: Subject) -> Result<()> {
                 _ => ("hadamard", program.hadamard(&assets)?),
             }
         }
+        Subject::Instructions => ("instructions", instructions::count()?),
         Subject::Speed => ("speed", program.speed()?),
     };
     let command_line = format!("cargo xtask record {name}");
     match subject {
         Subject::Rd => readme::put_table(&command_line, &sources_table(&results)?)?,
         Subject::Models => readme::put_table(&command_line, &models_table(&results)?)?,
-        Subject::Hadamard | Subject::Speed => {}
+        Subject::Hadamard | Subject::Instructions | Subject::Speed => {}
     }
     write(name, &command_line, &results)
 }
