@@ -7,7 +7,7 @@
 use std::error::Error;
 
 use half::f16;
-use nwc_decode_core::{Checks, Coding, Container, Limits, Scratch, Tables};
+use nwc_decode_core::{Checks, Coding, Container, Limits, Scratch, Table, Tables};
 
 /// Memory for tables: an 8-bit look-up needs a tenth of a direct one.
 const LOOKUP_BITS: u32 = 8;
@@ -29,7 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             Coding::Coded => {
                 let coded = original.coded()?;
                 let codec = container.codec(coded.codec_index())?;
-                let scratch = Scratch { words: &mut words, bytes: &mut bytes };
+                let mut memory = [Table::EMPTY; 64];
+                let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
                 let tables = Tables::expand(&codec, LOOKUP_BITS, scratch)?;
                 let mut sum = 0.0;
                 for number in 0..coded.tiles() {

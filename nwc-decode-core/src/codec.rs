@@ -2,7 +2,7 @@
 
 use crate::bytes::{BitReader, Reader, unzigzag};
 use crate::tables::ScratchSize;
-use crate::{Error, Limits, Synthesis, num, tables};
+use crate::{Error, Limits, Synthesis, num};
 
 /// The largest level of a symbol in a stored table (§4.2).
 const LEVEL_LIMIT: i64 = 127;
@@ -224,7 +224,8 @@ impl<'a> Codec<'a> {
             table.levels(|_, _| Some(()))
         });
         ScratchSize {
-            words: symbols.saturating_add(self.table_count().saturating_mul(tables::DESCRIPTOR_WORDS)),
+            tables: self.table_count(),
+            words: symbols,
             bytes: self.table_count().saturating_mul(1usize << (lookup_bits.min(self.precision) & 15)),
         }
     }

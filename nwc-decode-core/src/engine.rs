@@ -1,6 +1,7 @@
 //! The inner loop: symbols of rows of lanes (§8.2 step 3, §8.3, §8.4).
 
-use crate::rans::{LOWER_BOUND, Words};
+use crate::rans::Words;
+use crate::tables::Table;
 use crate::tile::{CHUNK_ROWS, MAX_LANES};
 use crate::{Error, Tables, num};
 
@@ -37,35 +38,30 @@ pub struct Rows<'r> {
 
 impl RowEngine for Tables<'_> {
     fn decode_rows(&self, rows: Rows<'_>) -> Result<usize, Error> {
-        if self.unions() == 2 { self.rows::<true>(rows) } else { self.rows::<false>(rows) }
+        if self.unions() == 2 { self.rows::<2>(rows) } else { self.rows::<1>(rows) }
     }
 }
 
-/// A lane while its rows are decoded. What belongs to the second union's table stands in the upper halves.
-#[derive(Debug, Clone, Copy, Default)]
-struct Lane {
+/// A lane while its rows are decoded. `UNIONS`: tables that its class has, one for each parity of the trellis state if there are two.
+#[derive(Debug, Clone, Copy)]
+struct Lane<'t, const UNIONS: usize> {
     x: u32,
     state: u32,
-    /// Where the look-up of the first union's table begins; the second's lies behind it.
-    lookup: u32,
-    /// Where the tables' entries begin.
-    entries: u32,
-    /// Values of the tables' symbols 1, which all fit 16 bits.
-    values: u32,
+    /// Of the last symbol.
+    value: i32,
+    tables: &'t [Table<'t>; UNIONS],
 }
 
 /// Marks a weight whose symbol was the escape; no value is as large.
 const ESCAPED: i32 = i32::MIN;
 
-/// Where a branch costs little when it is not taken, and nothing predicts it, a lane that needs no word skips its refill.
-const BRANCH_ON_REFILL: bool = cfg!(any(target_arch = "arm", target_arch = "riscv32"));
-
-impl Tables<'_> {
-    /// `SPLIT`: each class has a table for either parity of the trellis state.
+impl<'s> Tables<'s> {
     #[inline(never)]
-    fn rows<const SPLIT: bool>(&self, rows: Rows<'_>) -> Result<usize, Error> {
+    fn rows<const UNIONS: usize>(&self, rows: Rows<'_>) -> Result<usize, Error> {
+        let (classes, _) = self.all().as_chunks::<UNIONS>();
+        let tables = classes.first().ok_or(Error::Table)?;
         let mut words = Words::new(rows.words);
-        let mut lanes = [Lane::default(); MAX_LANES];
+        let mut lanes = [Lane { x: 0, state: 0, value: 0, tables }; MAX_LANES];
         let lanes = lanes.get_mut(..rows.lanes).ok_or(Error::Geometry)?;
         for ((lane, &x), &state) in lanes.iter_mut().zip(&*rows.rans).zip(&*rows.trellis) {
             (lane.x, lane.state) = (x, u32::from(state));
@@ -74,18 +70,19 @@ impl Tables<'_> {
         for (&row_class, out) in rows.row_class.iter().zip(rows.latents) {
             if known != Some(row_class) {
                 known = Some(row_class);
+                let last = self.classes().wrapping_sub(1).max(0); // never negative, which `clamp` must see
                 for (lane, class) in lanes.iter_mut().zip(rows.class) {
-                    self.set_tables::<SPLIT>(lane, class.wrapping_add(row_class))?;
+                    let class = class.wrapping_add(row_class).clamp(0, last).cast_unsigned();
+                    lane.tables = classes.get(num::index(class)).ok_or(Error::Table)?;
                 }
             }
-            let escapes = self.symbols::<SPLIT>(&mut words, lanes, out)?;
-            if escapes {
-                for value in out.iter_mut().take(rows.lanes).filter(|value| **value == ESCAPED) {
-                    *value = num::sign_extend_16(words.take());
-                }
+            if self.symbols(&mut words, lanes)? {
+                escapes(&mut words, lanes);
             }
             words.check()?;
-            if !self.next_states().is_empty() {
+            if self.next_states().is_empty() {
+                lanes.iter().zip(out).for_each(|(lane, out)| *out = lane.value);
+            } else {
                 indices(self.next_states(), lanes, out)?;
             }
         }
@@ -95,76 +92,76 @@ impl Tables<'_> {
         Ok(words.read())
     }
 
-    /// Looks up the tables of a class (§8.3).
-    fn set_tables<const SPLIT: bool>(&self, lane: &mut Lane, class: i32) -> Result<(), Error> {
-        let last_class = self.classes().wrapping_sub(1).max(0); // never negative, which `clamp` must see
-        let class = class.clamp(0, last_class).cast_unsigned();
-        let table = class.wrapping_mul(self.unions());
-        let (entries, value) = self.descriptor(table)?;
-        (lane.entries, lane.values) = (entries, num::low_16(value.wrapping_add(1)));
-        if SPLIT {
-            let (entries, value) = self.descriptor(table.wrapping_add(1))?;
-            lane.entries |= entries << 16;
-            lane.values |= value.wrapping_add(1) << 16;
-        }
-        lane.lookup = table << (self.lookup_bits() & 31);
-        Ok(())
-    }
-
     /// One row of symbols and refills (§6); true if there is an escape among them.
-    #[inline(always)]
-    fn symbols<const SPLIT: bool>(
+    #[cfg_attr(any(target_arch = "arm", target_arch = "riscv32"), inline(never))]
+    #[cfg_attr(not(any(target_arch = "arm", target_arch = "riscv32")), inline(always))]
+    fn symbols<const UNIONS: usize>(
         &self,
         words: &mut Words<'_>,
-        lanes: &mut [Lane],
-        out: &mut [i32; MAX_LANES],
+        lanes: &mut [Lane<'s, UNIONS>],
     ) -> Result<bool, Error> {
-        let (lookup, entries) = self.lookup();
-        let (precision, bits) = (self.precision() & 31, self.lookup_bits() & 31);
-        let spare = precision.wrapping_sub(bits) & 31;
+        let (precision, spare) = (self.precision() & 31, self.spare_bits() & 31);
+        let mask = (1u32 << precision).wrapping_sub(1);
         let mut escapes = false;
-        for (lane, out) in lanes.iter_mut().zip(out) {
-            let half = if SPLIT { (lane.state & 1) << 4 } else { 0 };
-            let slot = lane.x & (1u32 << precision).wrapping_sub(1);
-            let mut bucket = lane.lookup.wrapping_add(slot >> spare);
-            if SPLIT {
-                bucket = bucket.wrapping_add((lane.state & 1) << bits);
-            }
-            let first = u32::from(*lookup.get(num::index(bucket)).ok_or(Error::Table)?);
-            let start = num::low_16(lane.entries >> half);
-            let mut at = start.wrapping_add(first);
-            loop {
-                let entry = *entries.get(num::index(at)).ok_or(Error::Table)?;
-                let (offset, frequency) = (slot.wrapping_sub(num::low_16(entry)), entry >> 16);
+        for lane in lanes {
+            let union = if UNIONS == 2 { num::index(lane.state & 1) } else { 0 };
+            let table = lane.tables.get(union).ok_or(Error::Table)?;
+            let slot = lane.x & mask;
+            let first = table.lookup.get(num::index(slot >> spare)).ok_or(Error::Table)?;
+            let mut symbol = u32::from(*first);
+            let (start, offset, frequency) = loop {
+                let entry = *table.entries.get(num::index(symbol)).ok_or(Error::Table)?;
+                let (start, frequency) = (num::low_16(entry), entry >> 16);
+                let offset = slot.wrapping_sub(start);
                 if offset < frequency {
-                    lane.x = frequency.wrapping_mul(lane.x >> precision).wrapping_add(offset);
-                    break;
+                    break (start, offset, frequency);
                 }
-                at = at.wrapping_add(1);
-            }
-            if BRANCH_ON_REFILL {
-                if lane.x < LOWER_BOUND {
-                    lane.x = (lane.x << 16) | words.take();
+                symbol = symbol.wrapping_add(1);
+            };
+            let x = frequency.wrapping_mul(lane.x >> precision).wrapping_add(offset);
+            lane.x = words.refill(x);
+            lane.value = table.first_value.wrapping_add(symbol.cast_signed());
+            // Nothing but the escape, the first symbol, begins at slot 0.
+            if num::CHEAP_BRANCHES {
+                if start == 0 {
+                    lane.value = escaped(&mut escapes);
                 }
             } else {
-                lane.x = words.refill(lane.x);
+                escapes |= start == 0;
+                lane.value = if start == 0 { ESCAPED } else { lane.value };
             }
-            let symbol = at.wrapping_sub(start);
-            escapes |= symbol == 0;
-            let past_first = symbol.wrapping_sub(1).cast_signed();
-            let value = num::sign_extend_16(lane.values >> half).wrapping_add(past_first);
-            *out = if symbol == 0 { ESCAPED } else { value };
         }
         Ok(escapes)
     }
 }
 
+/// A call keeps what is rare out of the loop's registers.
+#[cold]
+#[inline(never)]
+fn escaped(escapes: &mut bool) -> i32 {
+    *escapes = true;
+    ESCAPED
+}
+
+/// Reads the values of a row's escapes (§8.2).
+#[cold]
+#[inline(never)]
+fn escapes<const UNIONS: usize>(words: &mut Words<'_>, lanes: &mut [Lane<'_, UNIONS>]) {
+    for lane in lanes.iter_mut().filter(|lane| lane.value == ESCAPED) {
+        lane.value = num::sign_extend_16(words.take());
+    }
+}
+
 /// Turns a row's values into indices, and moves the trellis states on (§8.4).
 #[inline(always)]
-fn indices(next_states: &[u8], lanes: &mut [Lane], out: &mut [i32; MAX_LANES]) -> Result<(), Error> {
+fn indices<const UNIONS: usize>(
+    next_states: &[u8],
+    lanes: &mut [Lane<'_, UNIONS>],
+    out: &mut [i32; MAX_LANES],
+) -> Result<(), Error> {
     for (lane, out) in lanes.iter_mut().zip(out) {
-        let branch = (lane.state << 1) | (out.cast_unsigned() & 1);
-        *out = out.wrapping_mul(2).wrapping_add((lane.state & 1).cast_signed());
+        let branch = (lane.state << 1) | (lane.value.cast_unsigned() & 1);
+        *out = lane.value.wrapping_mul(2).wrapping_add((lane.state & 1).cast_signed());
         lane.state = u32::from(*next_states.get(num::index(branch)).ok_or(Error::Codec)?);
     }
     Ok(())

@@ -13,7 +13,7 @@
 //! on their own, given the [`Tables`] of its codec:
 //!
 //! ```
-//! use nwc_decode_core::{Checks, Coding, Container, Limits, Scratch, Tables};
+//! use nwc_decode_core::{Checks, Coding, Container, Limits, Scratch, Table, Tables};
 //!
 //! # fn main() -> Result<(), nwc_decode_core::Error> {
 //! # let file = include_bytes!("../testdata/example.nwc");
@@ -27,8 +27,9 @@
 //!
 //!     // A direct look-up is fastest; fewer bits take less memory and search (§6.2 does not say how to find a symbol).
 //!     let need = codec.required_scratch(codec.precision());
+//!     let mut memory = vec![Table::default(); need.tables];
 //!     let (mut words, mut bytes) = (vec![0; need.words], vec![0; need.bytes]);
-//!     let scratch = Scratch { words: &mut words, bytes: &mut bytes };
+//!     let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
 //!     let tables = Tables::expand(&codec, codec.precision(), scratch)?;
 //!
 //!     let mut weights = vec![0f32; tensor.elements()];
@@ -129,7 +130,7 @@ pub use remote::{ReadAt, RemoteDecoder, RemoteTensor, RemoteTile, WINDOW_BYTES};
 pub use scale::{SCALE_CODE_MAX, SCALE_CODE_MIN, scale};
 pub use seek::SeekPoints;
 pub use synthesis::Synthesis;
-pub use tables::{MAX_LEVEL, Scratch, ScratchSize, Tables, frequencies};
+pub use tables::{MAX_LEVEL, Scratch, ScratchSize, Table, Tables, frequencies};
 pub use tile::{CHUNK_ROWS, Chunk, MAX_LANES, SeekPoint, TileDecoder};
 
 /// The container version that this decoder reads (§2.1).

@@ -8,6 +8,9 @@ use half::{bf16, f16};
 // Every supported target has pointers of at least 32 bits, so a u32 always fits a usize.
 const _: () = assert!(usize::BITS >= u32::BITS);
 
+/// Where nothing predicts branches, skipping work by one costs little; elsewhere what is a matter of chance is better computed in any case.
+pub(crate) const CHEAP_BRANCHES: bool = cfg!(any(target_arch = "arm", target_arch = "riscv32"));
+
 /// A u32 as an index.
 pub(crate) const fn index(x: u32) -> usize {
     x as usize
@@ -62,10 +65,13 @@ pub(crate) fn f16_bits(x: f32) -> u16 {
     let bits = x.to_bits();
     let sign = (bits >> 16) & 0x8000;
     let magnitude = bits & 0x7FFF_FFFF;
-    // The spacing of binary32 in [0.5, 1) is 2^-24, that of binary16 subnormals: adding 0.5 rounds to it.
-    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3F00_0000);
     let rounded = magnitude.wrapping_add(0xFFF).wrapping_add((magnitude >> 13) & 1) >> 13;
     let normal = rounded.wrapping_sub(112 << 10);
+    if CHEAP_BRANCHES && (SMALLEST_NORMAL..OVERFLOW).contains(&magnitude) {
+        return (sign | normal) as u16;
+    }
+    // The spacing of binary32 in [0.5, 1) is 2^-24, that of binary16 subnormals: adding 0.5 rounds to it.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3F00_0000);
     let finite = if magnitude < SMALLEST_NORMAL { subnormal } else { normal };
     let result = if magnitude >= OVERFLOW { 0x7BFF } else { finite };
     (sign | result) as u16

@@ -3,7 +3,7 @@
 use crate::bytes::Reader;
 use crate::codec::SideTable;
 use crate::directory::CodedEntry;
-use crate::{Error, Tables, scale};
+use crate::{Error, Tables, num, scale};
 
 /// The bottom of a lane's range; also the state in which every lane ends.
 pub(crate) const LOWER_BOUND: u32 = 1 << 16;
@@ -35,10 +35,12 @@ impl<'a> Words<'a> {
         word
     }
 
-    /// Brings a lane back into its range (§6.3). Without a branch: whether a lane needs a word is a matter of chance. Past the end as with
-    /// [`take`](Self::take).
+    /// Brings a lane back into its range (§6.3). Past the end as with [`take`](Self::take).
     #[inline(always)]
     pub(crate) fn refill(&mut self, x: u32) -> u32 {
+        if num::CHEAP_BRANCHES {
+            return if x < LOWER_BOUND { (x << 16) | self.take() } else { x };
+        }
         let word = self.peek();
         let low = x < LOWER_BOUND;
         self.read = self.read.wrapping_add(usize::from(low));
@@ -123,13 +125,14 @@ impl RowTables {
         })
     }
 
-    /// The next row's values. At place 0 the stream's state is read first; without row side information no word is.
-    pub(crate) fn next(
+    /// Class and scale of the next rows. At place 0 the stream's state is read first; without row side information no word is.
+    pub(crate) fn fill<'v>(
         &self,
         tables: &Tables<'_>,
         place: &mut RowPlace,
         words: &mut Words<'_>,
-    ) -> Result<RowValue, Error> {
+        rows: impl Iterator<Item = (&'v mut i32, &'v mut f32)>,
+    ) -> Result<(), Error> {
         let before = words.read();
         if place.read == 0 && (self.scale.is_some() || self.class.is_some()) {
             if words.rest().len() < 2 {
@@ -142,14 +145,22 @@ impl RowTables {
         }
         let mut value = |table: Option<usize>| {
             let Some(table) = table else { return Ok(0) };
-            let (_, value) = tables.decode(table, &mut place.state)?;
+            let value = tables.decode(table, &mut place.state)?;
             place.state = words.refill(place.state);
             words.check()?;
             Ok(value)
         };
-        let (scale_value, class) = (value(self.scale)?, value(self.class)?);
+        // Most rows have the scale of the one before.
+        let (mut code, mut known) = (i32::MIN, 0.0);
+        for (class, row_scale) in rows {
+            let next_code = self.step.wrapping_add(value(self.scale)? << self.shift);
+            if next_code != code {
+                (code, known) = (next_code, scale(next_code)?);
+            }
+            (*class, *row_scale) = (value(self.class)?, known);
+        }
         place.read = place.read.wrapping_add(words.read().wrapping_sub(before));
-        Ok(RowValue { scale: scale(self.step.wrapping_add(scale_value << self.shift))?, class })
+        Ok(())
     }
 
     /// Checks that the stream ended as it must (§6.4), and goes back to its start.

@@ -1,6 +1,7 @@
 //! Probability tables, expanded for decoding (§4.3, §6.2).
 
 use core::cell::Cell;
+use core::mem::take;
 
 use crate::codec::{Codec, Quantiser, SideTable};
 use crate::{Error, Synthesis, num};
@@ -8,12 +9,27 @@ use crate::{Error, Synthesis, num};
 /// The largest level of a symbol in a stored table (§4.2).
 pub const MAX_LEVEL: u8 = 127;
 
-/// Words that describe one table: where its entries begin, and the value of symbol 0.
-pub(crate) const DESCRIPTOR_WORDS: usize = 2;
+/// One table, ready for look-up.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Table<'s> {
+    /// For the top bits of a slot, the first symbol that can own it.
+    pub(crate) lookup: &'s [u8],
+    /// `start | frequency << 16` of each symbol.
+    pub(crate) entries: &'s [u32],
+    /// Value of symbol 0.
+    pub(crate) first_value: i32,
+}
+
+impl Table<'_> {
+    /// Holds nothing.
+    pub const EMPTY: Self = Self { lookup: &[], entries: &[], first_value: 0 };
+}
 
 /// Memory that [`Tables::expand`] works in.
 #[derive(Debug)]
 pub struct Scratch<'s> {
+    /// At least [`ScratchSize::tables`] long; what it holds does not matter.
+    pub tables: &'s mut [Table<'s>],
     /// At least [`ScratchSize::words`] long; what it holds does not matter.
     pub words: &'s mut [u32],
     /// At least [`ScratchSize::bytes`] long; what it holds does not matter.
@@ -23,6 +39,8 @@ pub struct Scratch<'s> {
 /// How much [`Scratch`] is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScratchSize {
+    /// Number of [`Table`]s.
+    pub tables: usize,
     /// Number of 32-bit words.
     pub words: usize,
     /// Number of bytes.
@@ -32,19 +50,18 @@ pub struct ScratchSize {
 impl ScratchSize {
     /// Bytes in all.
     pub const fn total_bytes(&self) -> usize {
-        self.words.saturating_mul(4).saturating_add(self.bytes)
+        let tables = self.tables.saturating_mul(size_of::<Table<'_>>());
+        tables.saturating_add(self.words.saturating_mul(4)).saturating_add(self.bytes)
     }
 }
 
 /// A codec's tables, ready for look-up.
-///
-/// Symbol entries are `start | frequency << 16`. The look-up gives, for the top bits of a slot, the first symbol that can own it.
 #[derive(Debug, Clone, Copy)]
 pub struct Tables<'s> {
-    descriptors: &'s [[u32; DESCRIPTOR_WORDS]],
-    entries: &'s [u32],
-    lookup: &'s [u8],
-    lookup_bits: u32,
+    /// Those of the weights first.
+    tables: &'s [Table<'s>],
+    /// Bits of a slot that the look-up leaves out.
+    spare_bits: u32,
     precision: u32,
     classes: i32,
     /// 1 if tables are split by union, else 0: masks the trellis state.
@@ -102,27 +119,24 @@ impl<'s> Tables<'s> {
     pub fn expand<'a: 's>(codec: &Codec<'a>, lookup_bits: u32, scratch: Scratch<'s>) -> Result<Self, Error> {
         let lookup_bits = lookup_bits.min(codec.precision());
         let need = codec.required_scratch(lookup_bits);
-        let words = scratch.words.get_mut(..need.words).ok_or(Error::Scratch)?;
-        let lookup = scratch.bytes.get_mut(..need.bytes).ok_or(Error::Scratch)?;
-        let descriptor_words = codec.table_count().wrapping_mul(DESCRIPTOR_WORDS);
-        let (descriptors, entries) = words.split_at_mut_checked(descriptor_words).ok_or(Error::Scratch)?;
-        let (descriptors, _) = descriptors.as_chunks_mut::<DESCRIPTOR_WORDS>();
-
+        let tables = scratch.tables.get_mut(..need.tables).ok_or(Error::Scratch)?;
+        let mut entries_left = scratch.words.get_mut(..need.words).ok_or(Error::Scratch)?;
+        let mut lookup_left = scratch.bytes.get_mut(..need.bytes).ok_or(Error::Scratch)?;
         let precision = codec.precision();
-        let bucket_slots = 1usize << (precision.wrapping_sub(lookup_bits) & 15);
-        let mut base = 0usize;
-        codec.each_table(|number, table| {
-            let symbols = num::index(table.symbols);
-            *descriptors.get_mut(number)? = [u32::try_from(base).ok()?, table.first_value.cast_unsigned()];
-            let entries = entries.get_mut(base..base.checked_add(symbols)?)?;
-            base = base.checked_add(symbols)?;
-            table.levels(|symbol, level| {
+        let spare_bits = precision.wrapping_sub(lookup_bits);
+        codec.each_table(|number, stored| {
+            let (entries, rest) = take(&mut entries_left).split_at_mut_checked(num::index(stored.symbols))?;
+            entries_left = rest;
+            let (lookup, rest) = take(&mut lookup_left).split_at_mut_checked(1usize << (lookup_bits & 15))?;
+            lookup_left = rest;
+            let first_value = stored.first_value;
+            stored.levels(|symbol, level| {
                 *entries.get_mut(symbol)? = u32::from(level);
                 Some(())
             })?;
             expand_table(entries, precision);
-            let buckets = lookup.chunks_exact_mut(1usize << (lookup_bits & 15)).nth(number)?;
-            fill_lookup(buckets, entries, bucket_slots);
+            fill_lookup(lookup, entries, 1usize << (spare_bits & 15));
+            *tables.get_mut(number)? = Table { lookup, entries, first_value };
             Some(())
         })?;
 
@@ -131,10 +145,8 @@ impl<'s> Tables<'s> {
             Quantiser::Trellis { next } => next,
         };
         Ok(Self {
-            descriptors,
-            entries,
-            lookup,
-            lookup_bits,
+            tables,
+            spare_bits,
             precision,
             classes: i32::from(codec.classes()),
             union_mask: u32::from(codec.unions().wrapping_sub(1)),
@@ -144,39 +156,32 @@ impl<'s> Tables<'s> {
         })
     }
 
-    /// Takes a symbol off a lane's state (§6.2), without the refill. Returns the symbol and its value.
-    #[inline(always)]
-    pub(crate) fn decode(&self, table: usize, x: &mut u32) -> Result<(u32, i32), Error> {
-        let [base, first_value] = *self.descriptors.get(table).ok_or(Error::Table)?;
+    /// Takes a symbol off a lane's state (§6.2), without the refill, and returns its value.
+    pub(crate) fn decode(&self, table: usize, x: &mut u32) -> Result<i32, Error> {
+        let Table { lookup, entries, first_value } = self.tables.get(table).ok_or(Error::Table)?;
         let slot = *x & (1u32 << (self.precision & 31)).wrapping_sub(1);
-        let bucket = slot >> (self.precision.wrapping_sub(self.lookup_bits) & 31);
-        let at = (table << (self.lookup_bits & 31)).wrapping_add(num::index(bucket));
-        let mut symbol = u32::from(*self.lookup.get(at).ok_or(Error::Table)?);
+        let bucket = num::index(slot >> (self.spare_bits & 31));
+        let mut symbol = u32::from(*lookup.get(bucket).ok_or(Error::Table)?);
         loop {
-            let entry = *self.entries.get(num::index(base.wrapping_add(symbol))).ok_or(Error::Table)?;
-            let (start, frequency) = (entry & 0xFFFF, entry >> 16);
-            let offset = slot.wrapping_sub(start);
+            let entry = *entries.get(num::index(symbol)).ok_or(Error::Table)?;
+            let (offset, frequency) = (slot.wrapping_sub(num::low_16(entry)), entry >> 16);
             if offset < frequency {
                 *x = frequency.wrapping_mul(*x >> (self.precision & 31)).wrapping_add(offset);
-                return Ok((symbol, first_value.wrapping_add(symbol).cast_signed()));
+                return Ok(first_value.wrapping_add(symbol.cast_signed()));
             }
             symbol = symbol.wrapping_add(1);
         }
     }
 
-    /// Where a table's entries begin, and the value of its symbol 0.
-    pub(crate) fn descriptor(&self, table: u32) -> Result<(u32, u32), Error> {
-        self.descriptors.get(num::index(table)).map(|&[base, value]| (base, value)).ok_or(Error::Table)
-    }
-
-    /// The look-ups and the entries of all tables.
+    /// All tables, those of the weights first.
     #[inline(always)]
-    pub(crate) const fn lookup(&self) -> (&'s [u8], &'s [u32]) {
-        (self.lookup, self.entries)
+    pub(crate) const fn all(&self) -> &'s [Table<'s>] {
+        self.tables
     }
 
-    pub(crate) const fn lookup_bits(&self) -> u32 {
-        self.lookup_bits
+    /// Bits of a slot that the look-up leaves out.
+    pub(crate) const fn spare_bits(&self) -> u32 {
+        self.spare_bits
     }
 
     /// The symbols of a weight table as (value, start, frequency), the escape first, whose value is meaningless; nothing if there is no such
@@ -190,12 +195,9 @@ impl<'s> Tables<'s> {
         let number = class.saturating_mul(unions).saturating_add(union);
         let classes = usize::try_from(self.classes).unwrap_or(0);
         let legal = class < classes && union < unions;
-        let descriptor = if legal { self.descriptors.get(number) } else { None };
-        let [base, first_value] = descriptor.copied().unwrap_or([0, 0]);
-        let next = self.descriptors.get(number.saturating_add(1)).map(|&[base, _]| num::index(base));
-        let end = if legal { next.unwrap_or(self.entries.len()) } else { 0 };
-        let entries = self.entries.get(num::index(base)..end).unwrap_or(&[]);
-        let values = (0i32..).map(move |symbol| first_value.cast_signed().wrapping_add(symbol));
+        let table = if legal { self.tables.get(number).copied() } else { None };
+        let Table { entries, first_value, .. } = table.unwrap_or_default();
+        let values = (0i32..).map(move |symbol| first_value.wrapping_add(symbol));
         values.zip(entries).map(|(value, &entry)| (value, entry & 0xFFFF, entry >> 16))
     }
 
@@ -307,12 +309,9 @@ mod tests {
                 let slots = 1usize << (precision - lookup_bits);
                 let mut lookup = vec![0; 1 << lookup_bits];
                 fill_lookup(&mut lookup, &entries, slots);
-                let descriptors = [[0, 0]];
                 let tables = Tables {
-                    descriptors: &descriptors,
-                    entries: &entries,
-                    lookup: &lookup,
-                    lookup_bits,
+                    tables: &[Table { lookup: &lookup, entries: &entries, first_value: 0 }],
+                    spare_bits: precision - lookup_bits,
                     precision,
                     classes: 1,
                     union_mask: 0,
@@ -323,7 +322,7 @@ mod tests {
                 // Under Miri all of them would take hours.
                 for slot in (0..1u32 << precision).step_by(if cfg!(miri) { 997 } else { 1 }) {
                     let mut x = (7 << precision) | slot;
-                    let (symbol, _) = tables.decode(0, &mut x).unwrap();
+                    let symbol = tables.decode(0, &mut x).unwrap();
                     let (start, frequency) =
                         (entries[symbol as usize] & 0xFFFF, entries[symbol as usize] >> 16);
                     assert!((start..start + frequency).contains(&slot));

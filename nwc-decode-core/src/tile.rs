@@ -62,13 +62,18 @@ impl Chunk {
         column_stride: usize,
     ) -> Result<(), Error> {
         let unit = self.unit();
+        let columns = self.column_scale.get(..self.lanes).ok_or(Error::Output)?;
+        let small_columns = columns.iter().all(|scale| scale.abs() <= SMALL);
         let rows = self.latents.iter().zip(&self.row_scale).take(self.rows);
         for (r, (latents, &row_scale)) in rows.enumerate() {
-            let weights = latents
-                .iter()
-                .zip(&self.column_scale)
-                .take(self.lanes)
-                .map(|(&latent, &column_scale)| weight::<T>(latent, unit, row_scale, column_scale));
+            let small = small_columns && row_scale.abs() <= SMALL;
+            let weights = latents.iter().zip(columns).map(|(&latent, &column_scale)| {
+                if small {
+                    T::from_f32(num::float(latent) * unit * (row_scale * column_scale))
+                } else {
+                    weight(latent, unit, row_scale, column_scale)
+                }
+            });
             let first = self
                 .first_row
                 .wrapping_add(r)
@@ -164,6 +169,9 @@ pub(crate) fn write_row<T: Element>(
     }
     Ok(())
 }
+
+/// Neither the product of two scales up to this, nor that of the result and a latent, can be infinite: latents are 32 bits wide.
+const SMALL: f32 = 1e14;
 
 /// What would be infinite becomes the largest finite number (§10.3). The inputs are finite, so NaN cannot occur.
 #[inline(always)]
@@ -306,14 +314,26 @@ impl<'t> Walk<'t> {
     pub(crate) const CHUNK_ROW_WORDS: usize = 2 + 2 * CHUNK_ROWS;
 
     /// At the start of a tile. `states` begins with the initial states of its lanes.
+    #[inline(always)]
     pub(crate) fn new(shape: TileShape, tables: Tables<'t>, states: &[u8]) -> Result<Self, Error> {
         let row_tables = RowTables::new(&shape.entry, &tables)?;
-        let mut lanes = Lanes::default();
-        start(states, lanes.rans.get_mut(..shape.lanes()).ok_or(Error::Geometry)?)?;
-        let place = SeekPoint { group: 0, row: 0, read: 0, rows: RowPlace::default(), lanes };
-        let mut walk = Self { tables, row_tables, shape, place, active: 0, column_scale: [1.0; MAX_LANES] };
-        walk.active = walk.group_lanes();
-        Ok(walk)
+        let mut rans = [LOWER_BOUND; MAX_LANES];
+        start(states, rans.get_mut(..shape.lanes()).ok_or(Error::Geometry)?)?;
+        // In one piece after all that can fail, so that it is built where it stays.
+        Ok(Self {
+            tables,
+            row_tables,
+            shape,
+            place: SeekPoint {
+                group: 0,
+                row: 0,
+                read: 0,
+                rows: RowPlace::default(),
+                lanes: Lanes { rans, trellis: [0; MAX_LANES], class: [0; MAX_LANES], scale: [0; MAX_LANES] },
+            },
+            active: shape.lanes(),
+            column_scale: [1.0; MAX_LANES],
+        })
     }
 
     /// The place of the next chunk.
@@ -363,7 +383,7 @@ impl<'t> Walk<'t> {
             values.fill(base);
             let Some(table) = entry.table(kind, &self.tables)? else { continue };
             for (x, value) in lanes.rans.iter_mut().zip(values).take(self.active) {
-                let (_, decoded) = self.tables.decode(table, x)?;
+                let decoded = self.tables.decode(table, x)?;
                 *x = words.refill(*x);
                 *value = base.wrapping_add(decoded);
             }
@@ -408,10 +428,7 @@ impl<'t> Walk<'t> {
         match row_source {
             RowSource::Words(source) => {
                 row_words = Words::new(source);
-                for (class, row_scale) in values {
-                    let value = self.row_tables.next(&self.tables, &mut self.place.rows, &mut row_words)?;
-                    (*class, *row_scale) = (value.class, value.scale);
-                }
+                self.row_tables.fill(&self.tables, &mut self.place.rows, &mut row_words, values)?;
             }
             RowSource::Values(known) => {
                 let known = known.get(self.place.row..).unwrap_or(&[]);
@@ -485,9 +502,8 @@ pub(crate) fn row_values(
     let row_tables = RowTables::new(&shape.entry, tables)?;
     let mut words = Words::new(as_words(row_stream.unwrap_or(&[])));
     let mut place = RowPlace::default();
-    for value in values {
-        *value = row_tables.next(tables, &mut place, &mut words)?;
-    }
+    let values = values.iter_mut().map(|value| (&mut value.class, &mut value.scale));
+    row_tables.fill(tables, &mut place, &mut words, values)?;
     row_tables.finish(&mut place, &words)
 }
 
@@ -511,19 +527,17 @@ pub struct TileDecoder<'a> {
 }
 
 impl<'a> TileDecoder<'a> {
+    #[inline(always)]
     pub(crate) fn new(
         shape: TileShape,
         tables: Tables<'a>,
         stream: &'a [u8],
         row_stream: Option<&'a [u8]>,
     ) -> Result<Self, Error> {
-        let walk = Walk::new(shape, tables, stream)?;
         let states = shape.lanes().saturating_mul(4);
-        Ok(Self {
-            walk,
-            words: as_words(stream.get(states..).ok_or(Error::Geometry)?),
-            row_words: as_words(row_stream.unwrap_or(&[])),
-        })
+        let words = as_words(stream.get(states..).ok_or(Error::Geometry)?);
+        let row_words = as_words(row_stream.unwrap_or(&[]));
+        Ok(Self { walk: Walk::new(shape, tables, stream)?, words, row_words })
     }
 
     /// The place of the next chunk.

@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use nwc_decode_core::{
-    Checks, Chunk, CodedTensor, Coding, Container, DType, Limits, RowValue, Scratch, Tables, Tensor, Tile,
+    Checks, Chunk, CodedTensor, Coding, Container, DType, Limits, RowValue, Scratch, Table, Tables, Tensor,
+    Tile,
 };
 use rayon::prelude::*;
 
@@ -80,7 +81,7 @@ pub fn coding_name(coding: Coding) -> &'static str {
 
 /// Memory for the tables of a [`Decoder`].
 #[derive(Debug, Default)]
-pub struct TableMemory(Vec<(Vec<u32>, Vec<u8>)>);
+pub struct TableMemory<'a>(Vec<(Vec<Table<'a>>, Vec<u32>, Vec<u8>)>);
 
 /// A container with its tensors listed and its tables expanded, so that any tensor can be decoded at once.
 #[derive(Debug)]
@@ -101,7 +102,7 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// What is wrong with the container.
-    pub fn new(container: &Container<'a>, memory: &'a mut TableMemory) -> Result<Self> {
+    pub fn new(container: &Container<'a>, memory: &'a mut TableMemory<'a>) -> Result<Self> {
         Self::with_level(container, memory, Level::best())
     }
 
@@ -109,7 +110,11 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// What is wrong with the container.
-    pub fn with_level(container: &Container<'a>, memory: &'a mut TableMemory, level: Level) -> Result<Self> {
+    pub fn with_level(
+        container: &Container<'a>,
+        memory: &'a mut TableMemory<'a>,
+        level: Level,
+    ) -> Result<Self> {
         let codecs: Vec<_> = (0..container.codec_count())
             .map(|index| container.codec(index))
             .collect::<Result<_, _>>()
@@ -117,13 +122,13 @@ impl<'a> Decoder<'a> {
         memory.0 = codecs
             .iter()
             .map(|codec| codec.required_scratch(codec.precision()))
-            .map(|need| (vec![0; need.words], vec![0; need.bytes]))
+            .map(|need| (vec![Table::default(); need.tables], vec![0; need.words], vec![0; need.bytes]))
             .collect();
         let codecs = codecs
             .iter()
             .zip(&mut memory.0)
-            .map(|(codec, (words, bytes))| {
-                let tables = Tables::expand(codec, codec.precision(), Scratch { words, bytes })?;
+            .map(|(codec, (tables, words, bytes))| {
+                let tables = Tables::expand(codec, codec.precision(), Scratch { tables, words, bytes })?;
                 Ok(ExpandedCodec { tables, engine: SimdEngine::new(&tables, level) })
             })
             .collect::<Result<_, _>>()

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use nwc_decode_core::{
     Attachment, Checks, Chunk, Codec, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Limits,
-    ReadAt, Scratch, Tables, Tensor, Tile, WINDOW_BYTES,
+    ReadAt, Scratch, Table, Tables, Tensor, Tile, WINDOW_BYTES,
 };
 
 use crate::inflate;
@@ -67,9 +67,10 @@ pub fn with_tables<R>(
     then: impl FnOnce(&Tables<'_>) -> Result<R, Error>,
 ) -> Result<R, Error> {
     let need = codec.required_scratch(lookup_bits);
+    let mut memory = vec![Table::default(); need.tables];
     let mut words = vec![u32::from_ne_bytes([fill; 4]); need.words];
     let mut bytes = vec![fill; need.bytes];
-    let scratch = Scratch { words: &mut words, bytes: &mut bytes };
+    let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
     then(&Tables::expand(codec, lookup_bits, scratch)?)
 }
 

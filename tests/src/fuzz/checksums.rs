@@ -4,8 +4,8 @@
 
 use half::{bf16, f16};
 use nwc_decode_core::{
-    Checks, CodedTensor, Coding, Container, Crc32, DType, Element, Limits, Scratch, SectionKind, Tables,
-    Tensor,
+    Checks, CodedTensor, Coding, Container, Crc32, DType, Element, Limits, Scratch, SectionKind, Table,
+    Tables, Tensor,
 };
 
 const HEADER_BYTES: usize = 24;
@@ -133,8 +133,9 @@ fn content_crc(container: &Container<'_>, tensor: &Tensor<'_>, coded: &CodedTens
     }
     let codec = container.codec(coded.codec_index()).ok()?;
     let need = codec.required_scratch(codec.precision());
+    let mut memory = vec![Table::default(); need.tables];
     let (mut words, mut bytes) = (vec![0; need.words], vec![0; need.bytes]);
-    let scratch = Scratch { words: &mut words, bytes: &mut bytes };
+    let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
     let tables = Tables::expand(&codec, codec.precision(), scratch).ok()?;
     match tensor.dtype() {
         DType::F32 => decoded::<f32>(&tables, coded),

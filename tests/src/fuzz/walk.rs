@@ -5,7 +5,7 @@ use std::fmt::Write;
 use half::{bf16, f16};
 use nwc_decode_core::{
     Checks, Chunk, Codec, CodedTensor, Coding, Container, Crc32, Element, Error, Limits, Scratch, SeekPoint,
-    Tables, Tensor, Tile,
+    Table, Tables, Tensor, Tile,
 };
 use nwc_encode_host::container::Split;
 use nwc_encode_host::restore::{Decoder, TableMemory};
@@ -153,8 +153,9 @@ fn beginning(container: &Container<'_>, tensor: &Tensor<'_>) {
 /// Expands a codec's tables into memory that is not clean, and hands them to `then`.
 fn with_tables<R>(codec: &Codec<'_>, lookup_bits: u32, then: impl FnOnce(&Tables<'_>) -> R) -> R {
     let need = codec.required_scratch(lookup_bits);
+    let mut memory = vec![Table::default(); need.tables];
     let (mut words, mut bytes) = (vec![!0; need.words], vec![!0; need.bytes]);
-    let scratch = Scratch { words: &mut words, bytes: &mut bytes };
+    let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
     let tables = Tables::expand(codec, lookup_bits, scratch).expect("it was asked what is needed");
     then(&tables)
 }

@@ -17,7 +17,7 @@ use half::f16;
 use heapless::{String, Vec};
 use nwc_decode_core::{
     Checks, Chunk, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Limits, Name, RowEngine,
-    RowValue, Rows, Scratch, Tables, TileDecoder,
+    RowValue, Rows, Scratch, Table, Tables, Tensor, TileDecoder,
 };
 
 use meter::Meter;
@@ -34,9 +34,10 @@ struct Aligned<const N: usize>([u8; N]);
 /// Weights of the largest tensor.
 const OUTPUT: usize = 320 * 96;
 /// Memory for the model's tables with a look-up of so many bits. More bits find a symbol faster and take more memory.
-const LOOKUP_BITS: u32 = 6;
-const SCRATCH_WORDS: usize = 480;
-const SCRATCH_BYTES: usize = 18 << LOOKUP_BITS;
+const LOOKUP_BITS: u32 = 5;
+const SCRATCH_TABLES: usize = 18;
+const SCRATCH_WORDS: usize = 448;
+const SCRATCH_BYTES: usize = SCRATCH_TABLES << LOOKUP_BITS;
 
 type Output = Vec<f16, OUTPUT>;
 /// For one of the measurements only; decoding needs no such buffer.
@@ -50,6 +51,9 @@ struct Totals {
     entropy: u32,
     whole: u32,
     checked: u32,
+    /// Depth of the stack.
+    stack: usize,
+    last_crc: u32,
 }
 
 #[entry]
@@ -77,59 +81,84 @@ fn run() -> Result<(), Error> {
 
     let output = cortex_m::singleton!(: Output = Vec::new()).ok_or(Error::Output)?;
     output.resize_default(OUTPUT).map_err(|_| Error::Output)?;
+    let slots = cortex_m::singleton!(: [Table<'static>; SCRATCH_TABLES] = [Table::EMPTY; SCRATCH_TABLES])
+        .ok_or(Error::Scratch)?;
     let words = cortex_m::singleton!(: [u32; SCRATCH_WORDS] = [0; SCRATCH_WORDS]).ok_or(Error::Scratch)?;
     let bytes = cortex_m::singleton!(: [u8; SCRATCH_BYTES] = [0; SCRATCH_BYTES]).ok_or(Error::Scratch)?;
 
     let rows = cortex_m::singleton!(: RowValues = Vec::new()).ok_or(Error::Output)?;
 
-    let (open_stack, (open, container)) =
-        stack::peak(|| meter.count(|| Container::open(&MODEL.0, &Limits::default())));
-    let container = container?;
+    let (open_stack, open, container) = open(&mut meter)?;
     let codec = container.codec(0)?;
-    let (expand_stack, (expand, tables)) =
-        stack::peak(|| meter.count(|| Tables::expand(&codec, LOOKUP_BITS, Scratch { words, bytes })));
+    let (expand_stack, (expand, tables)) = stack::peak(|| {
+        meter.count(|| Tables::expand(&codec, LOOKUP_BITS, Scratch { tables: slots, words, bytes }))
+    });
     let tables = tables?;
 
     let mut totals = Totals::default();
-    let mut decode_stack = 0;
     for (number, tensor) in container.tensors().enumerate() {
-        let name = text(&tensor.name());
-        let original = tensor.resolve(&container)?;
-        let crc = match original.coding() {
-            Coding::Coded => {
-                if original.dtype() != DType::F16 {
-                    return Err(Error::Coding);
-                }
-                let weights = output.get_mut(..original.elements()).ok_or(Error::Output)?;
-                let (peak, result) =
-                    stack::peak(|| measure(&mut meter, &original.coded()?, &tables, weights, &mut totals));
-                result?;
-                decode_stack = decode_stack.max(peak);
-                totals.engine += engine_only(&mut meter, &original.coded()?, &tables, rows)?;
-                let mut crc = Crc32::new();
-                weights.iter().for_each(|weight| weight.update_crc(&mut crc));
-                crc.value()
-            }
-            _ => Crc32::of(original.raw(Checks::SkipChecksums)?),
-        };
-        if original.content_crc() != Some(crc) {
-            defmt::error!("{=usize} {=str}: crc {=u32:08x} differs from the host's", number, &name, crc);
-            return Err(Error::ContentChecksum);
-        }
-        let coded = if matches!(original.coding(), Coding::Coded) { "coded" } else { "raw" };
-        defmt::println!(
-            "{=usize} {=str} {=str} {=usize} {=u32:08x}",
-            number,
-            &name,
-            coded,
-            original.elements(),
-            crc
-        );
+        decode_one(&mut meter, number, &tensor.resolve(&container)?, &tables, (output, rows), &mut totals)?;
+        print(number, &tensor, &totals);
     }
-    report(&totals, open, expand, [open_stack, expand_stack, decode_stack]);
+    report(&totals, open, expand, [open_stack, expand_stack, totals.stack]);
     Ok(())
 }
 
+/// In a function of its own, so that its frame is gone when the weights are decoded.
+#[inline(never)]
+fn open(meter: &mut Meter) -> Result<(usize, u32, Container<'static>), Error> {
+    let (stack, (instructions, container)) =
+        stack::peak(|| meter.count(|| Container::open(&MODEL.0, &Limits::default())));
+    Ok((stack, instructions, container?))
+}
+
+/// Decodes a tensor, measures it, and compares its checksum with the host's.
+#[inline(never)]
+fn decode_one(
+    meter: &mut Meter,
+    number: usize,
+    original: &Tensor<'_>,
+    tables: &Tables<'_>,
+    (output, rows): (&mut Output, &mut RowValues),
+    totals: &mut Totals,
+) -> Result<(), Error> {
+    let crc = match original.coding() {
+        Coding::Coded => {
+            if original.dtype() != DType::F16 {
+                return Err(Error::Coding);
+            }
+            let weights = output.get_mut(..original.elements()).ok_or(Error::Output)?;
+            measure(meter, &original.coded()?, tables, weights, totals)?;
+            totals.engine += engine_only(meter, &original.coded()?, tables, rows)?;
+            let mut crc = Crc32::new();
+            weights.iter().for_each(|weight| weight.update_crc(&mut crc));
+            crc.value()
+        }
+        _ => Crc32::of(original.raw(Checks::SkipChecksums)?),
+    };
+    if original.content_crc() != Some(crc) {
+        defmt::error!("tensor {=usize}: crc {=u32:08x} differs from the host's", number, crc);
+        return Err(Error::ContentChecksum);
+    }
+    totals.last_crc = crc;
+    Ok(())
+}
+
+#[inline(never)]
+fn print(number: usize, tensor: &Tensor<'_>, totals: &Totals) {
+    let coded = if matches!(tensor.coding(), Coding::Raw) { "raw" } else { "coded" };
+    let name = text(&tensor.name());
+    defmt::println!(
+        "{=usize} {=str} {=str} {=usize} {=u32:08x}",
+        number,
+        &name,
+        coded,
+        tensor.elements(),
+        totals.last_crc
+    );
+}
+
+#[inline(never)]
 fn measure(
     meter: &mut Meter,
     coded: &CodedTensor<'_>,
@@ -142,8 +171,10 @@ fn measure(
     let (checked, result) = meter.count(|| coded.decode(tables, Checks::All, weights));
     result?;
     weights.fill(f16::ZERO);
-    let (whole, result) = meter.count(|| coded.decode(tables, Checks::SkipChecksums, weights));
+    let (stack, (whole, result)) =
+        stack::peak(|| meter.count(|| coded.decode(tables, Checks::SkipChecksums, weights)));
     result?;
+    totals.stack = totals.stack.max(stack);
     totals.entropy += entropy;
     totals.whole += whole;
     totals.checked += checked;
@@ -228,7 +259,7 @@ fn report(totals: &Totals, open: u32, expand: u32, [open_stack, expand_stack, de
     defmt::println!("instructions a weight: whole decode to f16 {=f32}", a_weight(totals.whole));
     defmt::println!("instructions a weight: with all checksums {=f32}", a_weight(totals.checked));
 
-    let scratch = SCRATCH_WORDS * size_of::<u32>() + SCRATCH_BYTES;
+    let scratch = size_of::<[Table<'_>; SCRATCH_TABLES]>() + SCRATCH_WORDS * size_of::<u32>() + SCRATCH_BYTES;
     let stack = open_stack.max(expand_stack).max(decode_stack);
     let statics = static_ram() - size_of::<Output>() - size_of::<RowValues>();
     defmt::println!("bytes: output {=usize}", size_of::<Output>());

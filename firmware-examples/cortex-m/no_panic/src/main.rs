@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use nwc_decode_core::{
     Attachment, Checks, Chunk, Codec, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Geometry,
     Limits, MAX_LANES, Name, RowEngine, RowValue, Rows, Scratch, ScratchSize, SectionKind, SeekPoint,
-    SideTable, Tables, Tensor, Tile, TileDecoder, frequencies, scale,
+    SideTable, Table, Tables, Tensor, Tile, TileDecoder, frequencies, scale,
 };
 
 unsafe extern "C" {
@@ -146,7 +146,7 @@ fn codec_calls(codec: &Codec<'_>, coded: &CodedTensor<'_>) -> Result<(), Error> 
     see(any(SideTable::RowScale).mask());
     let need: ScratchSize = codec.required_scratch(any(8));
     see(need.total_bytes());
-    let tables = Tables::expand(codec, any(8), Scratch { words: slice(), bytes: slice() })?;
+    let tables = Tables::expand(codec, any(8), Scratch { tables: slice(), words: slice(), bytes: slice() })?;
     see((tables.precision(), tables.unions(), tables.classes(), tables.next_states().len()));
     see(tables.weight_symbols(any(0), any(0)).count());
 
