@@ -79,29 +79,42 @@ fn run() -> Result<(), Error> {
     let mut meter = Meter::start(peripherals.SYST);
     defmt::println!("calibration: a loop of 2000000 instructions counts {=u32}", meter.calibrate());
 
-    let output = cortex_m::singleton!(: Output = Vec::new()).ok_or(Error::Output)?;
-    output.resize_default(OUTPUT).map_err(|_| Error::Output)?;
-    let slots = cortex_m::singleton!(: [Table<'static>; SCRATCH_TABLES] = [Table::EMPTY; SCRATCH_TABLES])
-        .ok_or(Error::Scratch)?;
-    let words = cortex_m::singleton!(: [u32; SCRATCH_WORDS] = [0; SCRATCH_WORDS]).ok_or(Error::Scratch)?;
-    let bytes = cortex_m::singleton!(: [u8; SCRATCH_BYTES] = [0; SCRATCH_BYTES]).ok_or(Error::Scratch)?;
-
-    let rows = cortex_m::singleton!(: RowValues = Vec::new()).ok_or(Error::Output)?;
-
+    let Memory { output, slots, words, bytes, rows } = memory()?;
     let (open_stack, open, container) = open(&mut meter)?;
-    let codec = container.codec(0)?;
-    let (expand_stack, (expand, tables)) = stack::peak(|| {
-        meter.count(|| Tables::expand(&codec, LOOKUP_BITS, Scratch { tables: slots, words, bytes }))
-    });
-    let tables = tables?;
+    let (expand_stack, expand, tables) =
+        expand(&mut meter, &container, Scratch { tables: slots, words, bytes })?;
 
     let mut totals = Totals::default();
-    for (number, tensor) in container.tensors().enumerate() {
-        decode_one(&mut meter, number, &tensor.resolve(&container)?, &tables, (output, rows), &mut totals)?;
-        print(number, &tensor, &totals);
+    for number in 0..container.len() {
+        decode_one(&mut meter, (&container, number), &tables, (output, rows), &mut totals)?;
+        print(&container, number, &totals);
     }
     report(&totals, open, expand, [open_stack, expand_stack, totals.stack]);
     Ok(())
+}
+
+/// What lies outside the stack.
+struct Memory {
+    output: &'static mut Output,
+    slots: &'static mut [Table<'static>; SCRATCH_TABLES],
+    words: &'static mut [u32; SCRATCH_WORDS],
+    bytes: &'static mut [u8; SCRATCH_BYTES],
+    rows: &'static mut RowValues,
+}
+
+/// In a function of its own, because what is moved to a static lies on the stack before.
+#[inline(never)]
+fn memory() -> Result<Memory, Error> {
+    let output = cortex_m::singleton!(: Output = Vec::new()).ok_or(Error::Output)?;
+    output.resize_default(OUTPUT).map_err(|_| Error::Output)?;
+    Ok(Memory {
+        output,
+        slots: cortex_m::singleton!(: [Table<'static>; SCRATCH_TABLES] = [Table::EMPTY; SCRATCH_TABLES])
+            .ok_or(Error::Scratch)?,
+        words: cortex_m::singleton!(: [u32; SCRATCH_WORDS] = [0; SCRATCH_WORDS]).ok_or(Error::Scratch)?,
+        bytes: cortex_m::singleton!(: [u8; SCRATCH_BYTES] = [0; SCRATCH_BYTES]).ok_or(Error::Scratch)?,
+        rows: cortex_m::singleton!(: RowValues = Vec::new()).ok_or(Error::Output)?,
+    })
 }
 
 /// In a function of its own, so that its frame is gone when the weights are decoded.
@@ -112,40 +125,75 @@ fn open(meter: &mut Meter) -> Result<(usize, u32, Container<'static>), Error> {
     Ok((stack, instructions, container?))
 }
 
+#[inline(never)]
+fn expand(
+    meter: &mut Meter,
+    container: &Container<'static>,
+    scratch: Scratch<'static>,
+) -> Result<(usize, u32, Tables<'static>), Error> {
+    let codec = container.codec(0)?;
+    let (stack, (instructions, tables)) =
+        stack::peak(|| meter.count(|| Tables::expand(&codec, LOOKUP_BITS, scratch)));
+    Ok((stack, instructions, tables?))
+}
+
+#[inline(never)]
+fn tensor<'a>(container: &Container<'a>, number: usize) -> Result<Tensor<'a>, Error> {
+    container.tensors().nth(number).ok_or(Error::Index)
+}
+
+#[inline(never)]
+fn coded<'a>(container: &Container<'a>, number: usize) -> Result<CodedTensor<'a>, Error> {
+    tensor(container, number)?.resolve(container)?.coded()
+}
+
 /// Decodes a tensor, measures it, and compares its checksum with the host's.
 #[inline(never)]
 fn decode_one(
     meter: &mut Meter,
-    number: usize,
-    original: &Tensor<'_>,
+    (container, number): (&Container<'_>, usize),
     tables: &Tables<'_>,
     (output, rows): (&mut Output, &mut RowValues),
     totals: &mut Totals,
 ) -> Result<(), Error> {
-    let crc = match original.coding() {
-        Coding::Coded => {
-            if original.dtype() != DType::F16 {
-                return Err(Error::Coding);
-            }
-            let weights = output.get_mut(..original.elements()).ok_or(Error::Output)?;
-            measure(meter, &original.coded()?, tables, weights, totals)?;
-            totals.engine += engine_only(meter, &original.coded()?, tables, rows)?;
+    let crc = match coded(container, number) {
+        Ok(coded) => {
+            let weights = output.get_mut(..coded.elements()).ok_or(Error::Output)?;
+            measure(meter, &coded, tables, weights, totals)?;
+            totals.engine += engine_only(meter, &coded, tables, rows)?;
             let mut crc = Crc32::new();
             weights.iter().for_each(|weight| weight.update_crc(&mut crc));
             crc.value()
         }
-        _ => Crc32::of(original.raw(Checks::SkipChecksums)?),
+        Err(Error::Coding) => raw_crc(container, number)?,
+        Err(error) => return Err(error),
     };
+    totals.last_crc = crc;
+    compare(container, number, crc)
+}
+
+#[inline(never)]
+fn raw_crc(container: &Container<'_>, number: usize) -> Result<u32, Error> {
+    let original = tensor(container, number)?.resolve(container)?;
+    Ok(Crc32::of(original.raw(Checks::SkipChecksums)?))
+}
+
+#[inline(never)]
+fn compare(container: &Container<'_>, number: usize, crc: u32) -> Result<(), Error> {
+    let original = tensor(container, number)?.resolve(container)?;
+    if original.coding() == Coding::Coded && original.dtype() != DType::F16 {
+        return Err(Error::Coding);
+    }
     if original.content_crc() != Some(crc) {
         defmt::error!("tensor {=usize}: crc {=u32:08x} differs from the host's", number, crc);
         return Err(Error::ContentChecksum);
     }
-    totals.last_crc = crc;
     Ok(())
 }
 
 #[inline(never)]
-fn print(number: usize, tensor: &Tensor<'_>, totals: &Totals) {
+fn print(container: &Container<'_>, number: usize, totals: &Totals) {
+    let Ok(tensor) = tensor(container, number) else { return };
     let coded = if matches!(tensor.coding(), Coding::Raw) { "raw" } else { "coded" };
     let name = text(&tensor.name());
     defmt::println!(
@@ -246,6 +294,7 @@ fn text(name: &Name<'_>) -> String<96> {
     text
 }
 
+#[inline(never)]
 fn report(totals: &Totals, open: u32, expand: u32, [open_stack, expand_stack, decode_stack]: [usize; 3]) {
     let a_weight = |instructions: u32| {
         let hundredths = u64::from(instructions) * 100 / u64::from(totals.weights.max(1));
