@@ -4,6 +4,10 @@ use crate::quickstart::{MODEL, build_program};
 use crate::shell::{apt_install, cargo, command, ensure_target, output, root, run, target_dir, works};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use half::f16;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
 use std::fs;
 use std::process::Command;
 
@@ -37,7 +41,16 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     lint()?;
     if options.remake_model {
         let compress = ["compress", MODEL, "-o", CONTAINER, "--bits", "4.0", "--force"];
-        run(&mut command(&build_program()?, compress))?;
+        let program = build_program()?;
+        run(&mut command(&program, compress))?;
+        let matrix = target_dir().join("firmware-matrix.safetensors");
+        fs::write(&matrix, wide_matrix()).context("cannot write the matrix")?;
+        for quantizer in ["scalar", "trellis8"] {
+            let container = format!("firmware-examples/models/wide-{quantizer}.nwc");
+            let matrix = matrix.to_str().context("the target folder's name is not text")?;
+            let options = ["--bits", "4.0", "--quantizer", quantizer, "--force"];
+            run(command(&program, ["compress", matrix, "-o", &container]).args(options))?;
+        }
     }
     let firmware = ["--locked", "--release", "--target", TARGET, "-p", "decode_tensor"];
     run(cargo_firmware("build").args(firmware))?;
@@ -61,6 +74,20 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     ensure!(lines.is_empty(), "not what is in {EXPECTED} (-); {bless}\n{}", lines.join("\n"));
     ensure!(updated == text, "the numbers in {DOCUMENT} are others; {bless}");
     Ok(())
+}
+
+/// A safetensors file with 256 x 64 normal weights: its rows fill all lanes.
+fn wide_matrix() -> Vec<u8> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let header = r#"{"matrix.weight":{"dtype":"F16","shape":[256,64],"data_offsets":[0,32768]}}"#.to_owned();
+    let header = format!("{header:<80}");
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.bytes());
+    for _ in 0..256 * 64 {
+        let weight: f32 = StandardNormal.sample(&mut rng);
+        file.extend(f16::from_f32(0.02 * weight).to_le_bytes());
+    }
+    file
 }
 
 /// The form of this workspace's sources, which the checks of the main one do not see.

@@ -27,6 +27,14 @@ use meter::Meter;
 static MODEL: Aligned<{ include_bytes!("../../../models/clip-mini.nwc").len() }> =
     Aligned(*include_bytes!("../../../models/clip-mini.nwc"));
 
+/// A matrix of normal weights with as many lanes as there can be.
+#[unsafe(no_mangle)]
+static WIDE_SCALAR: Aligned<{ include_bytes!("../../../models/wide-scalar.nwc").len() }> =
+    Aligned(*include_bytes!("../../../models/wide-scalar.nwc"));
+#[unsafe(no_mangle)]
+static WIDE_TRELLIS: Aligned<{ include_bytes!("../../../models/wide-trellis8.nwc").len() }> =
+    Aligned(*include_bytes!("../../../models/wide-trellis8.nwc"));
+
 /// Sections of a container begin at multiples of this.
 #[repr(C, align(64))]
 struct Aligned<const N: usize>([u8; N]);
@@ -38,6 +46,10 @@ const LOOKUP_BITS: u32 = 5;
 const SCRATCH_TABLES: usize = 18;
 const SCRATCH_WORDS: usize = 448;
 const SCRATCH_BYTES: usize = SCRATCH_TABLES << LOOKUP_BITS;
+
+/// The same for the matrix with all lanes.
+const WIDE_LOOKUP_BITS: u32 = 8;
+const WIDE_SYMBOLS: usize = 128;
 
 type Output = Vec<f16, OUTPUT>;
 /// For one of the measurements only; decoding needs no such buffer.
@@ -54,6 +66,13 @@ struct Totals {
     /// Depth of the stack.
     stack: usize,
     last_crc: u32,
+}
+
+impl Totals {
+    fn a_weight(&self, instructions: u32) -> f32 {
+        let hundredths = u64::from(instructions) * 100 / u64::from(self.weights.max(1));
+        hundredths as f32 / 100.0
+    }
 }
 
 #[entry]
@@ -86,10 +105,12 @@ fn run() -> Result<(), Error> {
 
     let mut totals = Totals::default();
     for number in 0..container.len() {
-        decode_one(&mut meter, (&container, number), &tables, (output, rows), &mut totals)?;
+        decode_one(&mut meter, (&container, number), &tables, (&mut *output, &mut *rows), &mut totals)?;
         print(&container, number, &totals);
     }
     report(&totals, open, expand, [open_stack, expand_stack, totals.stack]);
+    wide(&mut meter, "scalar", &WIDE_SCALAR.0, output, rows)?;
+    wide(&mut meter, "trellis8", &WIDE_TRELLIS.0, output, rows)?;
     Ok(())
 }
 
@@ -230,6 +251,35 @@ fn measure(
     Ok(())
 }
 
+/// Measures a matrix whose rows fill all lanes.
+#[inline(never)]
+fn wide(
+    meter: &mut Meter,
+    name: &str,
+    file: &[u8],
+    output: &mut Output,
+    rows: &mut RowValues,
+) -> Result<(), Error> {
+    let container = Container::open(file, &Limits::default())?;
+    let mut memory = [Table::EMPTY; 4];
+    let (mut words, mut bytes) = ([0; WIDE_SYMBOLS], [0; 4 << WIDE_LOOKUP_BITS]);
+    let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
+    let tables = Tables::expand(&container.codec(0)?, WIDE_LOOKUP_BITS, scratch)?;
+    let coded = coded(&container, 0)?;
+    let weights = output.get_mut(..coded.elements()).ok_or(Error::Output)?;
+    let mut totals = Totals::default();
+    measure(meter, &coded, &tables, weights, &mut totals)?;
+    totals.engine = engine_only(meter, &coded, &tables, rows)?;
+    defmt::println!(
+        "instructions a weight, 32 lanes, {=str}: symbols alone {=f32}, with side information {=f32}, whole decode to f16 {=f32}",
+        name,
+        totals.a_weight(totals.engine),
+        totals.a_weight(totals.entropy),
+        totals.a_weight(totals.whole)
+    );
+    Ok(())
+}
+
 /// Counts the instructions of the engine, apart from those of the walk around it.
 struct Counted<'m, 't> {
     meter: &'m RefCell<&'m mut Meter>,
@@ -296,17 +346,13 @@ fn text(name: &Name<'_>) -> String<96> {
 
 #[inline(never)]
 fn report(totals: &Totals, open: u32, expand: u32, [open_stack, expand_stack, decode_stack]: [usize; 3]) {
-    let a_weight = |instructions: u32| {
-        let hundredths = u64::from(instructions) * 100 / u64::from(totals.weights.max(1));
-        hundredths as f32 / 100.0
-    };
     defmt::println!("weights: {=u32}", totals.weights);
     defmt::println!("instructions: open and check the directory {=u32}", open);
     defmt::println!("instructions: expand the tables {=u32}", expand);
-    defmt::println!("instructions a weight: symbols alone {=f32}", a_weight(totals.engine));
-    defmt::println!("instructions a weight: range decoder alone {=f32}", a_weight(totals.entropy));
-    defmt::println!("instructions a weight: whole decode to f16 {=f32}", a_weight(totals.whole));
-    defmt::println!("instructions a weight: with all checksums {=f32}", a_weight(totals.checked));
+    defmt::println!("instructions a weight: symbols alone {=f32}", totals.a_weight(totals.engine));
+    defmt::println!("instructions a weight: range decoder alone {=f32}", totals.a_weight(totals.entropy));
+    defmt::println!("instructions a weight: whole decode to f16 {=f32}", totals.a_weight(totals.whole));
+    defmt::println!("instructions a weight: with all checksums {=f32}", totals.a_weight(totals.checked));
 
     let scratch = size_of::<[Table<'_>; SCRATCH_TABLES]>() + SCRATCH_WORDS * size_of::<u32>() + SCRATCH_BYTES;
     let stack = open_stack.max(expand_stack).max(decode_stack);

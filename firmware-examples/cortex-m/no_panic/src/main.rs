@@ -72,7 +72,7 @@ macro_rules! end {
 /// The linker's way in.
 #[unsafe(no_mangle)]
 pub extern "C" fn _start() {
-    let file: &[u8] = slice();
+    let file: &'static [u8] = slice();
     see(remote(file));
     if let Err(error) = container(file) {
         see(error.code());
@@ -85,7 +85,7 @@ pub extern "C" fn _start() {
     see(file[any(0)]);
 }
 
-fn container(file: &[u8]) -> Result<(), Error> {
+fn container(file: &'static [u8]) -> Result<(), Error> {
     let limits = Limits::default().with_elements(any(0)).with_tensors(any(0));
     let container = Container::open(file, &any(limits))?;
     see(container.len());
@@ -140,7 +140,7 @@ fn name_calls(name: &Name<'_>) {
     end!(end_of_name_calls);
 }
 
-fn codec_calls(codec: &Codec<'_>, coded: &CodedTensor<'_>) -> Result<(), Error> {
+fn codec_calls(codec: &Codec<'static>, coded: &CodedTensor<'_>) -> Result<(), Error> {
     see((codec.synthesis(), codec.quantiser(), codec.precision(), codec.unions(), codec.classes()));
     see((codec.side_tables(), codec.stored_bytes(), codec.table_bytes()));
     see(any(SideTable::RowScale).mask());
@@ -148,6 +148,7 @@ fn codec_calls(codec: &Codec<'_>, coded: &CodedTensor<'_>) -> Result<(), Error> 
     see(need.total_bytes());
     let tables = Tables::expand(codec, any(8), Scratch { tables: slice(), words: slice(), bytes: slice() })?;
     see((tables.precision(), tables.unions(), tables.classes(), tables.next_states().len()));
+    see(any(Table::EMPTY));
     see(tables.weight_symbols(any(0), any(0)).count());
 
     see((coded.codec_index(), coded.shape(), coded.is_transposed(), coded.elements(), coded.tiles()));
