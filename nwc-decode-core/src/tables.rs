@@ -59,7 +59,7 @@ impl ScratchSize {
 #[derive(Debug, Clone, Copy)]
 pub struct Tables<'s> {
     /// Those of the weights first.
-    tables: &'s [Table<'s>],
+    all: &'s [Table<'s>],
     /// Bits of a slot that the look-up leaves out.
     spare_bits: u32,
     precision: u32,
@@ -145,7 +145,7 @@ impl<'s> Tables<'s> {
             Quantiser::Trellis { next } => next,
         };
         Ok(Self {
-            tables,
+            all: tables,
             spare_bits,
             precision,
             classes: i32::from(codec.classes()),
@@ -158,7 +158,7 @@ impl<'s> Tables<'s> {
 
     /// Takes a symbol off a lane's state (§6.2), without the refill, and returns its value.
     pub(crate) fn decode(&self, table: usize, x: &mut u32) -> Result<i32, Error> {
-        let Table { lookup, entries, first_value } = self.tables.get(table).ok_or(Error::Table)?;
+        let Table { lookup, entries, first_value } = self.all.get(table).ok_or(Error::Table)?;
         let slot = *x & (1u32 << (self.precision & 31)).wrapping_sub(1);
         let bucket = num::index(slot >> (self.spare_bits & 31));
         let mut symbol = u32::from(*lookup.get(bucket).ok_or(Error::Table)?);
@@ -176,7 +176,7 @@ impl<'s> Tables<'s> {
     /// All tables, those of the weights first.
     #[inline(always)]
     pub(crate) const fn all(&self) -> &'s [Table<'s>] {
-        self.tables
+        self.all
     }
 
     /// Bits of a slot that the look-up leaves out.
@@ -195,7 +195,7 @@ impl<'s> Tables<'s> {
         let number = class.saturating_mul(unions).saturating_add(union);
         let classes = usize::try_from(self.classes).unwrap_or(0);
         let legal = class < classes && union < unions;
-        let table = if legal { self.tables.get(number).copied() } else { None };
+        let table = if legal { self.all.get(number).copied() } else { None };
         let Table { entries, first_value, .. } = table.unwrap_or_default();
         let values = (0i32..).map(move |symbol| first_value.wrapping_add(symbol));
         values.zip(entries).map(|(value, &entry)| (value, entry & 0xFFFF, entry >> 16))
@@ -310,7 +310,7 @@ mod tests {
                 let mut lookup = vec![0; 1 << lookup_bits];
                 fill_lookup(&mut lookup, &entries, slots);
                 let tables = Tables {
-                    tables: &[Table { lookup: &lookup, entries: &entries, first_value: 0 }],
+                    all: &[Table { lookup: &lookup, entries: &entries, first_value: 0 }],
                     spare_bits: precision - lookup_bits,
                     precision,
                     classes: 1,
