@@ -142,7 +142,7 @@ fn check_call(call: &str, bytes: &[u8]) -> Vec<Error> {
             let need = codec.required_scratch(6);
             [(need.words - 1, need.bytes), (need.words, need.bytes - 1), (0, 0)]
                 .map(|(words, bytes)| {
-                    let mut memory = vec![Table::default(); need.tables];
+                    let mut memory = vec![nwc_decode_core::Table::default(); need.tables];
                     let (mut words, mut bytes) = (vec![0; words], vec![0; bytes]);
                     let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
                     Tables::expand(&codec, 6, scratch).expect_err("it is too small")

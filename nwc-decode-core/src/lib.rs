@@ -46,7 +46,7 @@
 //! [`Container::open_front`] checks it. Tensors then decode through [`ReadAt`] and a window of [`WINDOW_BYTES`]:
 //!
 //! ```
-//! use nwc_decode_core::{Checks, Container, Limits, ReadAt, Scratch, Tables, WINDOW_BYTES};
+//! use nwc_decode_core::{Checks, Container, Limits, ReadAt, Scratch, Table, Tables, WINDOW_BYTES};
 //!
 //! # fn main() -> Result<(), nwc_decode_core::Error> {
 //! # let file = include_bytes!("../testdata/example.nwc");
@@ -59,8 +59,10 @@
 //!
 //! let codec = container.codec(0)?;
 //! let need = codec.required_scratch(6);
-//! let (mut words, mut bytes) = (vec![0; need.words], vec![0; need.bytes]);
-//! let tables = Tables::expand(&codec, 6, Scratch { words: &mut words, bytes: &mut bytes })?;
+//! let (mut tables, mut words, mut bytes) =
+//!     (vec![Table::default(); need.tables], vec![0; need.words], vec![0; need.bytes]);
+//! let scratch = Scratch { tables: &mut tables, words: &mut words, bytes: &mut bytes };
+//! let tables = Tables::expand(&codec, 6, scratch)?;
 //!
 //! let mut window = [0; WINDOW_BYTES];
 //! let tensor = container.tensor(0)?.remote(&mut flash)?;

@@ -216,7 +216,7 @@ fn remote(front: &[u8]) -> Result<(), Error> {
     let _ = any(any(tensor).check_raw(&mut source, slice()));
     let _ = any(any(tensor).read_raw(&mut source, any(0), slice()));
     let codec = container.codec(any(0))?;
-    let tables = Tables::expand(&codec, any(8), Scratch { words: slice(), bytes: slice() })?;
+    let tables = Tables::expand(&codec, any(8), Scratch { tables: slice(), words: slice(), bytes: slice() })?;
     let coded = any(tensor).remote(&mut source)?;
     geometry_calls(coded.geometry())?;
     let out: &mut [f16] = slice();
