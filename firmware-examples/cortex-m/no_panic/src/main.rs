@@ -207,7 +207,7 @@ fn output<T: Element>(coded: &CodedTensor<'_>, tile: &Tile<'_>, tables: &Tables<
 }
 
 /// A container of which only the front is in memory.
-fn remote(front: &[u8]) -> Result<(), Error> {
+fn remote(front: &'static [u8]) -> Result<(), Error> {
     see(Container::front_bytes(front)?);
     let container = Container::open_front(front, any(None), &any(Limits::default()))?;
     let tensor = container.tensor(any(0))?;
