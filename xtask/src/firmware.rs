@@ -60,19 +60,23 @@ pub(crate) fn test(options: &Options) -> Result<()> {
 
     let (expected, document) = (root().join(EXPECTED), root().join(DOCUMENT));
     let text = fs::read_to_string(&document).context(DOCUMENT)?;
-    let numbers: String = printed.split_inclusive('\n').filter(|line| !is_tensor(line)).collect();
-    let updated =
-        replace_between(&text, &numbers).with_context(|| format!("{DOCUMENT} has no place for them"))?;
-    print!("{numbers}");
+    let numbers =
+        |printed: &str| -> String { printed.split_inclusive('\n').filter(|line| !is_tensor(line)).collect() };
+    let with_numbers = |printed: &str| {
+        let updated = replace_between(&text, &numbers(printed));
+        updated.with_context(|| format!("{DOCUMENT} has no place for them"))
+    };
+    print!("{}", numbers(&printed));
     if options.bless {
-        fs::write(expected, printed)?;
-        fs::write(document, updated)?;
+        fs::write(expected, &printed)?;
+        fs::write(document, with_numbers(&printed)?)?;
         return Ok(());
     }
-    let lines = compare(&fs::read_to_string(expected).unwrap_or_default(), &printed);
+    let before = fs::read_to_string(expected).unwrap_or_default();
+    let lines = compare(&before, &printed);
     let bless = "if that is as it should be: `cargo xtask firmware --bless`";
     ensure!(lines.is_empty(), "not what is in {EXPECTED} (-); {bless}\n{}", lines.join("\n"));
-    ensure!(updated == text, "the numbers in {DOCUMENT} are others; {bless}");
+    ensure!(with_numbers(&before)? == text, "the numbers in {DOCUMENT} are others; {bless}");
     Ok(())
 }
 
@@ -136,15 +140,37 @@ fn replace_between(document: &str, numbers: &str) -> Option<String> {
 
 /// The lines that differ, with a sign before them.
 fn compare(expected: &str, printed: &str) -> Vec<String> {
-    let only = |sign: char, these: &str, those: &str| -> Vec<String> {
-        let those: Vec<&str> = those.lines().collect();
-        these.lines().filter(|line| !those.contains(line)).map(|line| format!("{sign} {line}")).collect()
-    };
-    let mut lines = [only('-', expected, printed), only('+', printed, expected)].concat();
-    if lines.is_empty() && expected != printed {
-        lines.push("the same lines, but not as often or in another order".into());
+    let (mut before, mut after) = (expected.lines(), printed.lines());
+    let mut lines = Vec::new();
+    loop {
+        match (before.next(), after.next()) {
+            (None, None) => return lines,
+            (Some(a), Some(b)) if same(a, b) => {}
+            (a, b) => {
+                lines.extend(a.map(|line| format!("- {line}")));
+                lines.extend(b.map(|line| format!("+ {line}")));
+            }
+        }
     }
-    lines
+}
+
+/// Whether two lines say the same. The order in which the linker lays things out follows from hashes of the folder's path: statics may
+/// take some bytes more between them, and a clock that ticks every 40 instructions begins elsewhere.
+fn same(a: &str, b: &str) -> bool {
+    let slack = if a.starts_with("bytes: ") {
+        16.0
+    } else if a.starts_with("instructions a weight") {
+        0.1
+    } else {
+        0.0
+    };
+    let number = |word: &str| word.trim_end_matches(',').parse::<f64>().ok();
+    a == b
+        || a.split(' ').count() == b.split(' ').count()
+            && a.split(' ').zip(b.split(' ')).all(|(a, b)| match (number(a), number(b)) {
+                (Some(a), Some(b)) => (a - b).abs() <= slack,
+                _ => a == b,
+            })
 }
 
 #[cfg(test)]
@@ -156,8 +182,22 @@ mod tests {
         assert!(compare("a\nb\n", "a\nb\n").is_empty());
         assert_eq!(compare("a\nb\n", "a\nc\n"), ["- b", "+ c"]);
         assert_eq!(compare("", "a\n"), ["+ a"]);
-        assert_eq!(compare("a\nb\n", "b\na\n").len(), 1);
-        assert_eq!(compare("a\n", "a\na\n").len(), 1);
+        assert_eq!(compare("a\nb\n", "b\na\n").len(), 4);
+        assert_eq!(compare("a\n", "a\na\n"), ["+ a"]);
+    }
+
+    #[test]
+    fn what_placement_changes_is_let_pass_and_no_more() {
+        assert!(same("bytes: static RAM 2768", "bytes: static RAM 2764"));
+        assert!(!same("bytes: static RAM 2768", "bytes: static RAM 2800"));
+        assert!(!same("bytes: static RAM 2768", "bytes: peak stack 2768"));
+        assert!(same(
+            "instructions a weight: symbols 58.12, all 73.58",
+            "instructions a weight: symbols 58.1, all 73.5"
+        ));
+        assert!(!same("instructions a weight: symbols 58.12", "instructions a weight: symbols 58.4"));
+        assert!(!same("flash: code 24688", "flash: code 24690"));
+        assert!(!same("3 name coded 64 0000000a", "3 name coded 64 0000000b"));
     }
 
     #[test]

@@ -10,16 +10,21 @@ const EMULATORS: [&str; 2] = ["qemu-aarch64", "qemu-aarch64-static"];
 
 pub(crate) fn test() -> Result<()> {
     ensure_target(TARGET)?;
-    if find_emulator().is_none() {
-        apt_install(&["qemu-user"]).context("qemu-aarch64 is missing")?;
-    }
-    let emulator = find_emulator().context("qemu-aarch64 is missing, though qemu-user is installed")?;
+    let emulator = ensure_emulator()?;
     let test =
         ["test", "-p", "nwc-tests", "--no-default-features", "--test", "conformance", "--target", TARGET];
     run(cargo(test)
         // musl brings its own C library and start files, so no cross compiler is needed.
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER", emulator))
+}
+
+/// The emulator's name; it comes with those of all other processors.
+pub(crate) fn ensure_emulator() -> Result<&'static str> {
+    if find_emulator().is_none() {
+        apt_install(&["qemu-user"]).context("qemu-aarch64 is missing")?;
+    }
+    find_emulator().context("qemu-aarch64 is missing, though qemu-user is installed")
 }
 
 fn find_emulator() -> Option<&'static str> {
