@@ -1,4 +1,4 @@
-//! The conformance tests on emulated aarch64: the same bytes from another instruction set.
+//! The conformance tests on emulated aarch64, and its vector engine: the same bytes from another instruction set.
 
 use crate::shell::{apt_install, cargo, ensure_target, run, works};
 use anyhow::{Context, Result};
@@ -11,12 +11,17 @@ const EMULATORS: [&str; 2] = ["qemu-aarch64", "qemu-aarch64-static"];
 pub(crate) fn test() -> Result<()> {
     ensure_target(TARGET)?;
     let emulator = ensure_emulator()?;
-    let test =
-        ["test", "-p", "nwc-tests", "--no-default-features", "--test", "conformance", "--target", TARGET];
-    run(cargo(test)
-        // musl brings its own C library and start files, so no cross compiler is needed.
-        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
-        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER", emulator))
+    let conformance = ["--no-default-features", "--test", "conformance"].as_slice();
+    // The host's vector engine, against the plain one.
+    let levels = ["--test", "levels"].as_slice();
+    for tests in [conformance, levels] {
+        run(cargo(["test", "-p", "nwc-tests", "--target", TARGET])
+            .args(tests)
+            // musl brings its own C library and start files, so no cross compiler is needed.
+            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
+            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER", emulator))?;
+    }
+    Ok(())
 }
 
 /// The emulator's name; it comes with those of all other processors.
