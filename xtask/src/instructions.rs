@@ -38,7 +38,7 @@ pub(crate) fn count() -> Result<Value> {
     let here = target_dir().join("release/examples/decode-times");
     let there = target_dir().join(AARCH64).join("release/examples/decode-times");
     let mut rows = Vec::new();
-    // QEMU's AVX2 was new in the version that Debian 12 has, and decodes other weights than processors do: only the plain engine is counted.
+    // QEMU's AVX2 was new in the version that Debian 12 has, and streams that processors decode fail in it: only the plain engine is counted.
     for (processor, program, levels) in
         [("x86_64", &here, ["plain"].as_slice()), ("aarch64", &there, &["plain", "best"])]
     {
