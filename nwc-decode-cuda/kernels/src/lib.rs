@@ -1,4 +1,7 @@
-//! A kernel and a device function that prove the toolchain: each part of the way to PTX is in here once.
+//! The GPU kernels of the NWC decoder.
+//!
+//! Built for `nvptx64-nvidia-cuda` this is the PTX in `nwc-decode-cuda/ptx`; built for the host it is the layout of an [image](layout) and the code of a
+//! [lane](lane), the very same that threads of the GPU run.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(
     target_arch = "nvptx64",
@@ -12,6 +15,10 @@
     )
 )]
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features))]
+
+pub mod lane;
+pub mod layout;
+mod num;
 
 #[cfg(target_arch = "nvptx64")]
 mod device;

@@ -91,7 +91,7 @@ pub(crate) fn ptx(compiler: &Compiler, architecture: &str, folder: &Path) -> Res
     run(compiler
         .tool("opt")
         .arg(format!("--internalize-public-api-list={exports}"))
-        .args(["--passes=internalize,globaldce,default<O3>", "-o"])
+        .args(["--passes=internalize,globaldce,default<O3>", "--unroll-threshold=3000", "-o"])
         .args([&optimised, &linked]))?;
     run(compiler
         .tool("llc")
@@ -119,7 +119,9 @@ fn compile(compiler: &Compiler, architecture: &str) -> Result<BTreeMap<String, P
     cargo.env("CARGO_TARGET_DIR", target_dir().join("ptx/cargo"));
     // A panic is a trap, without the code that would say what and where: nobody on a GPU could read it, and the
     // text would hold paths of this machine.
-    let flags = ["-Zunstable-options", "-Cpanic=immediate-abort", "-Zlocation-detail=none"];
+    // Loops over a chunk's rows must unroll, or their arrays would not lie in registers.
+    let flags =
+        ["-Zunstable-options", "-Cpanic=immediate-abort", "-Zlocation-detail=none", "-Cllvm-args=-unroll-threshold=3000"];
     cargo.env("RUSTFLAGS", format!("-Ctarget-cpu={architecture} {}", flags.join(" ")));
     cargo.env_remove("CARGO_ENCODED_RUSTFLAGS");
     for (setting, value) in [("OPT_LEVEL", "3"), ("CODEGEN_UNITS", "1"), ("DEBUG", "false"), ("LTO", "off")] {

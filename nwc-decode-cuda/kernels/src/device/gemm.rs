@@ -1,0 +1,342 @@
+//! y = W x straight from the compressed tensor.
+//!
+//! A chunk of a warp is 16 rows of 32 columns: two tensor-core matrices. Indices go to them as they are, exact in binary16; the scales of the columns that are summed over are multiplied
+//! into x, the others into y.
+
+use super::block::Block;
+use super::intrinsics::{
+    add_global, f16_to_f32, load_matrices, multiply_add, pack_f16, shuffle, store_shared_4, store_shared_f32, sync_block,
+    sync_warp, thread, threads,
+};
+use super::item::{Place, Sink, decode, skip};
+use crate::lane::rows;
+use crate::layout::{BlockRecord, CHUNK, ColumnRecord, LANES};
+
+/// Bytes of shared memory that a warp turns a chunk around in.
+const TILE_BYTES: u32 = (CHUNK * LANES * 2) as u32;
+
+/// y = W x for one x: `x` [in] as F16, `y` [out] as F32, to which the product is added.
+///
+/// The grid and its shared memory as for `nwc_decode`, with [`SHARED_PER_WARP`] more for each warp; blocks hold items that have the same rows.
+///
+/// # Safety
+/// `image` is an image; every block names items of one of its tensors, a single matrix, of which `x` and `y` have the lengths.
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn nwc_gemv(
+    image: *const u8,
+    blocks: *const BlockRecord,
+    x: *const u16,
+    y: *mut f32,
+    status: *mut u32,
+) {
+    // SAFETY: by the caller.
+    unsafe { product::<1, 1>(image, blocks, x, 1, y, status) }
+}
+
+/// Y = X W^T for up to 16 rows: `x` [batch, in] as F16, `y` [batch, out] as F32, to which the product is added. Otherwise as [`nwc_gemv`].
+///
+/// # Safety
+/// As there; `batch` is at most 16.
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn nwc_gemm(
+    image: *const u8,
+    blocks: *const BlockRecord,
+    x: *const u16,
+    batch: u32,
+    y: *mut f32,
+    status: *mut u32,
+) {
+    // SAFETY: by the caller.
+    unsafe { product::<2, 16>(image, blocks, x, batch, y, status) }
+}
+
+/// Chunks whose products a block sums up together, so that it need not wait so often.
+const TOGETHER: u32 = 4;
+
+/// `TILES` matrices of 8 columns hold the batch, of which `KEPT` columns are of use.
+#[inline(always)]
+unsafe fn product<const TILES: usize, const KEPT: u32>(
+    image: *const u8,
+    blocks: *const BlockRecord,
+    x: *const u16,
+    batch: u32,
+    y: *mut f32,
+    status: *mut u32,
+) {
+    let sums_bytes = TOGETHER * CHUNK as u32 * KEPT * 4;
+    // SAFETY: by the caller.
+    unsafe {
+        let block = Block::enter(image, blocks, Block::warps() * (TILE_BYTES + sums_bytes));
+        let warp = Block::warp();
+        let number = warp.min(block.record.items - 1);
+        let place = block.place(number);
+        let column: ColumnRecord = place.image.read(place.item.columns, place.lane);
+        let mut product = Product::<TILES, KEPT> {
+            x,
+            batch,
+            y,
+            tile: block.own + warp * TILE_BYTES,
+            sums: block.own + Block::warps() * TILE_BYTES + warp * sums_bytes,
+            all_sums: block.own + Block::warps() * TILE_BYTES,
+            items: block.record.items,
+            of_columns: [[[0; 2]; 2]; TILES],
+            totals: [[[0.0; 4]; 2]; TILES],
+            scale: 1.0,
+        };
+        if warp < block.record.items {
+            product.prepare(&place, column);
+            let code = decode(&place, column, &mut product);
+            product.finish(&place, column);
+            block.report(status, number, &place, code);
+        } else {
+            skip(&place, &mut product);
+        }
+    }
+}
+
+/// The largest of the warp's numbers, and 1 if there is none above 0.
+#[inline(always)]
+fn largest(mut value: f32) -> f32 {
+    let mut apart = 16;
+    while apart > 0 {
+        value = value.max(f32::from_bits(shuffle(value.to_bits(), (thread() % 32) ^ apart)));
+        apart /= 2;
+    }
+    if value > 0.0 { value } else { 1.0 }
+}
+
+struct Product<const TILES: usize, const KEPT: u32> {
+    x: *const u16,
+    batch: u32,
+    y: *mut f32,
+    /// Shared memory of the warp for a chunk.
+    tile: u32,
+    /// Shared memory of the warp for sums, [chunk][row][column of the batch].
+    sums: u32,
+    /// That of the block's first warp.
+    all_sums: u32,
+    items: u32,
+    /// x of the item's columns, for the two halves of 16 columns.
+    of_columns: [[[u32; 2]; 2]; TILES],
+    /// Transposed: what is summed up over rows, for the two halves of 16 columns.
+    totals: [[[f32; 4]; 2]; TILES],
+    /// What the columns' scales were divided by.
+    scale: f32,
+}
+
+/// What careful items' latents are multiplied by, so that the largest, 2^20, becomes finite in binary16; the small ones stay exact.
+const CAREFUL_UNIT: f32 = 1.0 / 32.0;
+
+impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
+    /// An element of x, 0 where there is none.
+    ///
+    /// # Safety
+    /// As the kernels'.
+    #[inline(always)]
+    unsafe fn input(&self, place: &Place, n: u32, at: u32, here: bool) -> f32 {
+        if here && n < self.batch {
+            // SAFETY: by the caller.
+            f16_to_f32(unsafe { self.x.add(n as usize * place.tensor.input as usize + at as usize).read() })
+        } else {
+            0.0
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prepare(&mut self, place: &Place, column: ColumnRecord) {
+        if place.tensor.transposed != 0 {
+            return;
+        }
+        self.scale = largest(if place.lane < place.item.columns_here { column.scale } else { 0.0 });
+        let share = (column.scale / self.scale).to_bits();
+        for tile in 0..TILES {
+            for part in 0..2 {
+                for half in 0..2 {
+                    let n = 8 * tile as u32 + place.lane / 4;
+                    let at = (16 * part + 8 * half) as u32 + place.lane % 4 * 2;
+                    // SAFETY: by the caller.
+                    let (low, high) =
+                        unsafe { (self.of_column(place, n, at, share), self.of_column(place, n, at + 1, share)) };
+                    self.of_columns[tile][part][half] = pack_f16(low, high);
+                }
+            }
+        }
+    }
+
+    /// x of a column of the item, times the column's share.
+    ///
+    /// # Safety
+    /// As the kernels'.
+    #[inline(always)]
+    unsafe fn of_column(&self, place: &Place, n: u32, at: u32, share: u32) -> f32 {
+        let share = f32::from_bits(shuffle(share, at));
+        // SAFETY: by the caller.
+        share * unsafe { self.input(place, n, place.item.first_column + at, at < place.item.columns_here) }
+    }
+
+    /// What a unit of a latent is.
+    #[inline(always)]
+    fn unit<const CAREFUL: bool>(place: &Place) -> f32 {
+        (if CAREFUL { 1.0 / CAREFUL_UNIT } else { 1.0 }) * (if place.tensor.hadamard != 0 { 0.25 } else { 1.0 })
+    }
+
+    /// Adds the block's sums of the chunks up to the one at `row` to y, once there are enough or no more.
+    #[inline(always)]
+    fn add_up(&self, place: &Place, row: u32) {
+        let chunk = row / CHUNK as u32 % TOGETHER;
+        if chunk + 1 < TOGETHER && row + (CHUNK as u32) < place.item.rows {
+            return;
+        }
+        sync_block();
+        let first = row - chunk * CHUNK as u32;
+        let count = (chunk + 1) * CHUNK as u32 * KEPT;
+        let warp_bytes = TOGETHER * CHUNK as u32 * KEPT * 4;
+        let mut at = thread();
+        while at < count {
+            let (row, n) = (first + at / KEPT, at % KEPT);
+            let mut sum = 0.0;
+            for warp in 0..self.items {
+                // SAFETY: the block's own shared memory.
+                sum += unsafe { f32::from_bits(super::intrinsics::load_shared(self.all_sums + warp * warp_bytes + at * 4)) };
+            }
+            if row < place.item.rows && n < self.batch {
+                // SAFETY: a scale for each row; y has an element for each row and column of the batch.
+                unsafe {
+                    let scale: f32 = place.image.read(place.item.row_scales, row);
+                    let out = n as usize * place.tensor.out as usize + (place.item.first_row + row) as usize;
+                    add_global(self.y.add(out), sum * scale);
+                }
+            }
+            at += threads();
+        }
+        sync_block();
+    }
+
+    /// Multiplies with x by columns, and keeps the sums.
+    #[inline(always)]
+    fn by_columns(&self, place: &Place, row: u32, unit: f32) {
+        let (matrix, line) = (place.lane / 8, place.lane % 8);
+        let mut sums = [[0.0; 4]; TILES];
+        for part in 0..2 {
+            let at = self.tile + matrix % 2 * (TILE_BYTES / 2) + (16 * part + matrix / 2 * 8 + line) * 16;
+            // SAFETY: the warp's own shared memory.
+            let a = unsafe { load_matrices::<true>(at) };
+            for tile in 0..TILES {
+                multiply_add(&mut sums[tile], a, self.of_columns[tile][part as usize]);
+            }
+        }
+        let chunk = row / CHUNK as u32 % TOGETHER;
+        let scale = self.scale * unit;
+        for tile in 0..TILES {
+            for i in 0..4 {
+                let r = place.lane / 4 + i as u32 / 2 * 8;
+                let n = tile as u32 * 8 + place.lane % 4 * 2 + i as u32 % 2;
+                if n < KEPT {
+                    let at = self.sums + ((chunk * CHUNK as u32 + r) * KEPT + n) * 4;
+                    // SAFETY: the warp's own shared memory.
+                    unsafe { store_shared_f32(at, sums[tile][i] * scale) };
+                }
+            }
+        }
+    }
+
+    /// Multiplies with x by rows, and adds to the totals.
+    #[inline(always)]
+    fn by_rows(&mut self, place: &Place, row: u32, unit: f32) {
+        let (matrix, line) = (place.lane / 8, place.lane % 8);
+        let mut a = [[0; 4]; 2];
+        for part in 0..2 {
+            let at = self.tile + matrix / 2 * (TILE_BYTES / 2) + (16 * part as u32 + matrix % 2 * 8 + line) * 16;
+            // SAFETY: the warp's own shared memory.
+            a[part] = unsafe { load_matrices::<false>(at) };
+        }
+        for tile in 0..TILES {
+            let n = 8 * tile as u32 + place.lane / 4;
+            let first = row + place.lane % 4 * 2;
+            // SAFETY: by the caller of the kernel.
+            let b = unsafe {
+                [
+                    pack_f16(self.of_row(place, n, first, unit), self.of_row(place, n, first + 1, unit)),
+                    pack_f16(self.of_row(place, n, first + 8, unit), self.of_row(place, n, first + 9, unit)),
+                ]
+            };
+            for part in 0..2 {
+                multiply_add(&mut self.totals[tile][part], a[part], b);
+            }
+        }
+    }
+
+    /// x of a row of the item, times the row's scale in units of the largest.
+    ///
+    /// # Safety
+    /// As the kernels'.
+    #[inline(always)]
+    unsafe fn of_row(&self, place: &Place, n: u32, row: u32, unit: f32) -> f32 {
+        // SAFETY: scales lie in memory for whole chunks; x by the caller.
+        unsafe {
+            let scale: f32 = place.image.read(place.item.row_scales, row);
+            let x = self.input(place, n, place.item.first_row + row, row < place.item.rows);
+            x * (scale / place.item.largest_row_scale * unit)
+        }
+    }
+
+    /// Adds the totals to y.
+    #[inline(always)]
+    unsafe fn finish(&self, place: &Place, column: ColumnRecord) {
+        if place.tensor.transposed == 0 {
+            return;
+        }
+        let scale = (column.scale * place.item.largest_row_scale).to_bits();
+        for tile in 0..TILES {
+            for part in 0..2 {
+                for i in 0..4 {
+                    let lane = (16 * part + i / 2 * 8) as u32 + place.lane / 4;
+                    let n = (tile * 8 + i % 2) as u32 + place.lane % 4 * 2;
+                    let scale = f32::from_bits(shuffle(scale, lane));
+                    if lane < place.item.columns_here && n < self.batch {
+                        let out = n as usize * place.tensor.out as usize + (place.item.first_column + lane) as usize;
+                        // SAFETY: by the caller.
+                        unsafe { add_global(self.y.add(out), self.totals[tile][part][i] * scale) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<const TILES: usize, const KEPT: u32> Sink for Product<TILES, KEPT> {
+    #[inline(always)]
+    fn chunk<const CAREFUL: bool>(&mut self, place: &Place, row: u32, latents: [i32; CHUNK]) {
+        let factor = if CAREFUL { CAREFUL_UNIT } else { 1.0 };
+        let values = rows!(ROW => latents[ROW] as f32 * factor);
+        let pair = |i: usize| pack_f16(values[2 * i], values[2 * i + 1]);
+        let at = self.tile + place.lane * 16;
+        // SAFETY: the warp's own shared memory.
+        unsafe {
+            store_shared_4(at, [pair(0), pair(1), pair(2), pair(3)]);
+            store_shared_4(at + TILE_BYTES / 2, [pair(4), pair(5), pair(6), pair(7)]);
+        }
+        sync_warp();
+        if place.tensor.transposed != 0 {
+            self.by_rows(place, row, Self::unit::<CAREFUL>(place));
+        } else {
+            self.by_columns(place, row, Self::unit::<CAREFUL>(place));
+            self.add_up(place, row);
+        }
+        sync_warp();
+    }
+
+    #[inline(always)]
+    fn skip(&mut self, place: &Place, row: u32) {
+        if place.tensor.transposed == 0 {
+            let mut at = place.lane;
+            while at < CHUNK as u32 * KEPT {
+                let chunk = row / CHUNK as u32 % TOGETHER;
+                // SAFETY: the warp's own shared memory.
+                unsafe { store_shared_f32(self.sums + (chunk * CHUNK as u32 * KEPT + at) * 4, 0.0) };
+                at += LANES as u32;
+            }
+            self.add_up(place, row);
+        }
+    }
+}

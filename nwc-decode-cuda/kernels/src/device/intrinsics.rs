@@ -1,0 +1,302 @@
+//! What PTX has and Rust has no name for. Addresses of shared memory are 32 bits wide.
+
+use core::arch::asm;
+use core::arch::nvptx::{_block_dim_x, _block_idx_x, _thread_idx_x};
+use core::intrinsics::gpu::gpu_launch_sized_workgroup_mem;
+
+/// Number of this thread in its block.
+#[inline(always)]
+pub(crate) fn thread() -> u32 {
+    // SAFETY: reads a register.
+    unsafe { _thread_idx_x() }
+}
+
+/// Threads of a block.
+#[inline(always)]
+pub(crate) fn threads() -> u32 {
+    // SAFETY: reads a register.
+    unsafe { _block_dim_x() }
+}
+
+/// Number of this block.
+#[inline(always)]
+pub(crate) fn block() -> u32 {
+    // SAFETY: reads a register.
+    unsafe { _block_idx_x() }
+}
+
+/// What shared memory is aligned to: that of rings, which find their places by masks.
+#[repr(align(128))]
+struct Aligned;
+
+/// Address of the block's shared memory.
+#[inline(always)]
+pub(crate) fn shared_base() -> u32 {
+    let generic = gpu_launch_sized_workgroup_mem::<Aligned>();
+    let address: u64;
+    // SAFETY: turns a generic address of shared memory into one of shared memory.
+    unsafe {
+        asm!("cvta.to.shared.u64 {}, {};", out(reg64) address, in(reg64) generic, options(pure, nomem, nostack));
+    }
+    address as u32
+}
+
+/// An address of shared memory as one that says so itself.
+#[inline(always)]
+pub(crate) fn generic(shared: u32) -> *const u8 {
+    let address: u64;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("cvta.shared.u64 {}, {};", out(reg64) address, in(reg64) u64::from(shared), options(pure, nomem, nostack));
+    }
+    address as *const u8
+}
+
+/// Waits for all threads of the block; what they wrote is then seen by all.
+#[inline(always)]
+pub(crate) fn sync_block() {
+    // SAFETY: every caller is reached by all threads of its block.
+    unsafe { asm!("bar.sync 0;") }
+}
+
+/// Waits for all threads of the warp; what they wrote is then seen by all of it.
+#[inline(always)]
+pub(crate) fn sync_warp() {
+    // SAFETY: every caller is reached by all threads of its warp.
+    unsafe { asm!("bar.warp.sync 0xffffffff;") }
+}
+
+/// Which of the warp's threads have `value`.
+#[inline(always)]
+pub(crate) fn ballot(value: bool) -> u32 {
+    let mask: u32;
+    // SAFETY: every caller is reached by all threads of its warp.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; setp.ne.u32 p, {value}, 0; vote.sync.ballot.b32 {mask}, p, 0xffffffff; }}",
+            value = in(reg32) u32::from(value), mask = out(reg32) mask, options(nomem, nostack)
+        );
+    }
+    mask
+}
+
+/// The value of another thread of the warp.
+#[inline(always)]
+pub(crate) fn shuffle(value: u32, from: u32) -> u32 {
+    let out: u32;
+    // SAFETY: every caller is reached by all threads of its warp.
+    unsafe {
+        asm!("shfl.sync.idx.b32 {}, {}, {}, 31, 0xffffffff;", out(reg32) out, in(reg32) value, in(reg32) from,
+            options(nomem, nostack));
+    }
+    out
+}
+
+/// Bytes of two words by number, four bits each.
+#[inline(always)]
+pub(crate) fn prmt(low: u32, high: u32, selector: u32) -> u32 {
+    let out: u32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("prmt.b32 {}, {}, {}, {};", out(reg32) out, in(reg32) low, in(reg32) high, in(reg32) selector,
+            options(pure, nomem, nostack));
+    }
+    out
+}
+
+/// Loads a word of shared memory.
+///
+/// # Safety
+/// The address is a multiple of 4 within the block's shared memory.
+#[inline(always)]
+pub(crate) unsafe fn load_shared(address: u32) -> u32 {
+    let value: u32;
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("ld.shared.u32 {}, [{}];", out(reg32) value, in(reg32) address, options(readonly, nostack));
+    }
+    value
+}
+
+/// Loads a byte of shared memory.
+///
+/// # Safety
+/// The address is within the block's shared memory.
+#[inline(always)]
+pub(crate) unsafe fn load_shared_byte(address: u32) -> u32 {
+    let value: u32;
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("ld.shared.u8 {}, [{}];", out(reg32) value, in(reg32) address, options(readonly, nostack));
+    }
+    value
+}
+
+/// Stores four words to shared memory.
+///
+/// # Safety
+/// The address is a multiple of 16 within the block's shared memory.
+#[inline(always)]
+pub(crate) unsafe fn store_shared_4(address: u32, [a, b, c, d]: [u32; 4]) {
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("st.shared.v4.u32 [{}], {{{}, {}, {}, {}}};", in(reg32) address, in(reg32) a, in(reg32) b, in(reg32) c,
+            in(reg32) d, options(nostack));
+    }
+}
+
+/// Stores a float to shared memory.
+///
+/// # Safety
+/// The address is a multiple of 4 within the block's shared memory.
+#[inline(always)]
+pub(crate) unsafe fn store_shared_f32(address: u32, value: f32) {
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("st.shared.f32 [{}], {};", in(reg32) address, in(reg32) value, options(nostack));
+    }
+}
+
+/// Loads four floats that nobody writes while the kernel runs.
+///
+/// # Safety
+/// The address is a multiple of 16, of global memory.
+#[inline(always)]
+pub(crate) unsafe fn load_global_4(address: *const f32) -> [f32; 4] {
+    let (a, b, c, d): (f32, f32, f32, f32);
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("ld.global.nc.v4.f32 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d,
+            in(reg64) address, options(pure, readonly, nostack));
+    }
+    [a, b, c, d]
+}
+
+/// Begins to copy 16 bytes from global to shared memory, around the level-1 cache.
+///
+/// # Safety
+/// Both addresses are multiples of 16, within shared memory and within global memory.
+#[inline(always)]
+pub(crate) unsafe fn copy_async(shared: u32, global: *const u8) {
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("cp.async.cg.shared.global [{}], [{}], 16;", in(reg32) shared, in(reg64) global, options(nostack));
+    }
+}
+
+/// Ends a group of this thread's copies, and waits until at most `PENDING` groups are under way.
+#[inline(always)]
+pub(crate) fn commit_and_wait<const PENDING: u32>() {
+    // SAFETY: only waits.
+    unsafe {
+        asm!("cp.async.commit_group;", options(nostack));
+        asm!("cp.async.wait_group {};", const PENDING, options(nostack));
+    }
+}
+
+/// A signed byte as a float: the low byte of a word.
+#[inline(always)]
+pub(crate) fn pack_f16(low: f32, high: f32) -> u32 {
+    let out: u32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("cvt.rn.f16x2.f32 {}, {}, {};", out(reg32) out, in(reg32) high, in(reg32) low,
+            options(pure, nomem, nostack));
+    }
+    out
+}
+
+/// Two floats rounded to bfloat16.
+#[inline(always)]
+pub(crate) fn pack_bf16(low: f32, high: f32) -> u32 {
+    let out: u32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("cvt.rn.bf16x2.f32 {}, {}, {};", out(reg32) out, in(reg32) high, in(reg32) low,
+            options(pure, nomem, nostack));
+    }
+    out
+}
+
+/// A binary16 number as a float.
+#[inline(always)]
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
+    let out: f32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("cvt.f32.f16 {}, {};", out(reg32) out, in(reg16) bits, options(pure, nomem, nostack));
+    }
+    out
+}
+
+/// Four 8x8 matrices of 16-bit numbers from shared memory, into the registers of the warp's threads. `TRANSPOSED`: each of them the other way.
+///
+/// # Safety
+/// Each thread's address is a row of 16 bytes at a multiple of 16.
+#[inline(always)]
+pub(crate) unsafe fn load_matrices<const TRANSPOSED: bool>(address: u32) -> [u32; 4] {
+    let (a, b, c, d): (u32, u32, u32, u32);
+    // SAFETY: by the caller.
+    unsafe {
+        if TRANSPOSED {
+            asm!("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b,
+                out(reg32) c, out(reg32) d, in(reg32) address, options(nostack));
+        } else {
+            asm!("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b,
+                out(reg32) c, out(reg32) d, in(reg32) address, options(nostack));
+        }
+    }
+    [a, b, c, d]
+}
+
+/// d += A B on the tensor cores: A of [16, 16], B of [16, 8], binary16; d of [16, 8] in binary32.
+#[inline(always)]
+pub(crate) fn multiply_add(d: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
+    let [d0, d1, d2, d3] = d;
+    // SAFETY: registers only; every caller is reached by all threads of its warp.
+    unsafe {
+        asm!(
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {{{d0}, {d1}, {d2}, {d3}}}, {{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}}}, {{{d0}, {d1}, {d2}, {d3}}};",
+            d0 = inout(reg32) *d0, d1 = inout(reg32) *d1, d2 = inout(reg32) *d2, d3 = inout(reg32) *d3,
+            a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3],
+            b0 = in(reg32) b[0], b1 = in(reg32) b[1], options(nomem, nostack)
+        );
+    }
+}
+
+/// Adds to a float that others add to at the same time.
+///
+/// # Safety
+/// The address is a float in global memory.
+#[inline(always)]
+pub(crate) unsafe fn add_global(address: *mut f32, value: f32) {
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("red.global.add.f32 [{}], {};", in(reg64) address, in(reg32) value, options(nostack));
+    }
+}
+
+/// Stores four words.
+///
+/// # Safety
+/// They have their place there, at a multiple of 16 bytes of global memory.
+#[inline(always)]
+pub(crate) unsafe fn store_global_4(out: *mut u8, [a, b, c, d]: [u32; 4]) {
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("st.global.v4.u32 [{}], {{{}, {}, {}, {}}};", in(reg64) out, in(reg32) a, in(reg32) b, in(reg32) c,
+            in(reg32) d, options(nostack));
+    }
+}
+
+/// A function of three bits, by its table of values, for each bit.
+#[inline(always)]
+pub(crate) fn lop3<const TABLE: u32>(a: u32, b: u32, c: u32) -> u32 {
+    let out: u32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("lop3.b32 {}, {}, {}, {}, {};", out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) c, const TABLE,
+            options(pure, nomem, nostack));
+    }
+    out
+}

@@ -1,0 +1,14 @@
+//! What only exists on the GPU.
+
+mod block;
+mod decode;
+mod gemm;
+pub(crate) mod intrinsics;
+mod item;
+mod ring;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: `trap` takes nothing and does not return.
+    unsafe { core::arch::asm!("trap;", options(noreturn, nomem, nostack)) }
+}

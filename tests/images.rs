@@ -1,0 +1,49 @@
+//! Images for GPUs decode to what the ledger says, by the code of the GPU's threads.
+
+use nwc_decode_core::{Container, Crc32, DType, Limits};
+use nwc_decode_cuda::{Image, ImageOptions};
+use nwc_tests::ledger::{Ledger, read_vector};
+
+/// Rows of an item: as few as can be, and so many that most tiles are one.
+const ITEM_ROWS: [usize; 2] = [16, 4096];
+
+#[test]
+fn images_of_all_vectors_decode_to_the_same_weights() {
+    let mut tensors = 0;
+    for vector in Ledger::read().vectors.iter().filter(|vector| vector.error.is_none() && vector.call.is_none()) {
+        let bytes = read_vector(&vector.file);
+        let container = Container::open(&bytes, &Limits::default()).expect(&vector.file);
+        for item_rows in ITEM_ROWS {
+            let image = Image::new(&container, ImageOptions { item_rows }).expect(&vector.file);
+            for (number, tensor) in image.tensors().iter().enumerate() {
+                let mut weights = vec![0f32; tensor.elements()];
+                image.decode_on_host(number, &mut weights).expect(&vector.file);
+                let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+                let crc = format!("{:08x}", Crc32::of(&bytes));
+                let line = vector.tensors.iter().find(|line| line.name == tensor.name).expect("it is in the ledger");
+                assert_eq!(crc, line.crc[DType::F32.name()], "{}: {}, {item_rows} rows", vector.file, tensor.name);
+                tensors += 1;
+            }
+        }
+    }
+    assert!(tensors > 100, "{tensors}");
+}
+
+#[test]
+fn a_damaged_tile_is_an_error_and_the_others_decode() {
+    let mut seen = std::collections::BTreeSet::new();
+    for vector in Ledger::read().vectors.iter().filter(|vector| vector.error.is_some()) {
+        let bytes = read_vector(&vector.file);
+        let Ok(container) = Container::open(&bytes, &Limits::default()) else { continue };
+        let Ok(image) = Image::new(&container, ImageOptions::default()) else { continue };
+        for (number, tensor) in image.tensors().iter().enumerate() {
+            let mut weights = vec![0f32; tensor.elements()];
+            if let Err(error) = image.decode_on_host(number, &mut weights) {
+                assert_eq!(Some(error.code()), vector.error, "{}", vector.file);
+                seen.insert(error.code());
+            }
+        }
+    }
+    // What only shows once a tile is looked at: geometry, checksum, lane state, overrun, trailing words, final state, scale.
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [11, 15, 16, 17, 18, 19, 20]);
+}
