@@ -1,20 +1,21 @@
 //! All checks in a row, cheapest first.
 
 use crate::{
-    checked, deny, docs, firmware, fuzz_build, lint, miri, no_panic, qemu, reference, targets, words,
+    checked, deny, docs, firmware, fuzz_build, lint, miri, no_panic, ptx, qemu, reference, targets, words,
 };
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
 type Check = fn() -> Result<()>;
 
-const CHECKS: [(&str, Check); 14] = [
+const CHECKS: [(&str, Check); 15] = [
     ("fmt", lint::fmt),
     ("words", words::check),
     ("clippy", lint::clippy),
     ("vectors", || reference::vectors(true)),
     ("reference", reference::check),
     ("targets", targets::build),
+    ("ptx", ptx::check),
     ("docs", docs::check),
     ("checked", checked::test),
     ("fuzz-build", fuzz_build::build),

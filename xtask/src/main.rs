@@ -3,6 +3,7 @@
 mod bench;
 mod checked;
 mod ci;
+mod cuda_tools;
 mod deny;
 mod docs;
 mod experiment;
@@ -13,6 +14,7 @@ mod lint;
 mod make_model;
 mod miri;
 mod no_panic;
+mod ptx;
 mod qemu;
 mod quickstart;
 mod readme;
@@ -61,6 +63,8 @@ enum Verb {
     Qemu,
     /// Run the decoder's own tests and the small conformance tests under Miri on emulated big-endian s390x
     Miri,
+    /// Build the GPU kernels as PTX, and write down what they take; the results go to nwc-decode-cuda/ptx/
+    Ptx(ptx::Options),
     /// Write a synthetic transformer of a given size, for benchmarks and tests at scale
     MakeModel(make_model::Options),
     /// Compress the bundled model, check and restore it, and say what came of it
@@ -112,6 +116,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Firmware(options) => firmware::test(options),
         Verb::Qemu => qemu::test(),
         Verb::Miri => miri::test(),
+        Verb::Ptx(options) => ptx::run(options),
         Verb::MakeModel(options) => make_model::run(options),
         Verb::Quickstart => quickstart::run_through(),
         Verb::Record { subject } => record::record(*subject),

@@ -1,0 +1,105 @@
+//! The GPU kernels as PTX, what the assembler says they take, and their signatures: all three are committed,
+//! so that a user of the library needs neither an unstable compiler nor CUDA.
+
+mod build;
+mod report;
+
+use crate::cuda_tools;
+use crate::shell::{root, target_dir};
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use std::fs;
+use std::path::Path;
+
+/// The oldest of each generation that has tensor cores for what the kernels do: A100, H100.
+pub(crate) const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
+
+const COMMITTED: &str = "nwc-decode-cuda/ptx";
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only compare them with those that are there
+    #[arg(long)]
+    check: bool,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.check {
+        return compare(&make()?);
+    }
+    let folder = root().join(COMMITTED);
+    fs::create_dir_all(&folder)?;
+    for (name, text) in make()? {
+        fs::write(folder.join(&name), text).with_context(|| name.clone())?;
+    }
+    Ok(())
+}
+
+/// As a check among others: a person may lack the tools, CI may not, or the check would mean nothing.
+pub(crate) fn check() -> Result<()> {
+    match build::ensure_compiler().and_then(|_| cuda_tools::ensure()) {
+        Err(error) if std::env::var_os("CI").is_none() => {
+            println!("skipped: no tools for PTX: {error:#}");
+            Ok(())
+        }
+        Err(error) => Err(error),
+        Ok(_) => compare(&make()?),
+    }
+}
+
+/// The PTX for one architecture, as it is committed.
+pub(crate) fn file_name(architecture: &str) -> String {
+    format!("nwc_decode_{architecture}.ptx")
+}
+
+/// The committed PTX for one architecture.
+pub(crate) fn committed(architecture: &str) -> std::path::PathBuf {
+    root().join(COMMITTED).join(file_name(architecture))
+}
+
+/// Every file's name and text.
+fn make() -> Result<Vec<(String, String)>> {
+    let compiler = build::ensure_compiler()?;
+    let tools = cuda_tools::ensure()?;
+    let folder = target_dir().join("ptx");
+    fs::create_dir_all(&folder)?;
+
+    let mut files = Vec::new();
+    let (mut signatures, mut resources) = (Vec::new(), Vec::new());
+    for architecture in ARCHITECTURES {
+        let ptx = build::ptx(&compiler, architecture, &folder)?;
+        let path = folder.join(file_name(architecture));
+        fs::write(&path, &ptx)?;
+        let log = tools.assemble(&path, architecture, &path.with_extension("cubin"), &["-v"])?;
+        signatures.push((architecture, report::signatures(&ptx)));
+        resources.push((architecture, report::resources(&log)?));
+        files.push((file_name(architecture), ptx));
+    }
+    let resources = report::table(&resources);
+    print!("{resources}");
+    files.push(("resources.txt".to_owned(), resources));
+    files.push(("entries.txt".to_owned(), report::list(&signatures)));
+    Ok(files)
+}
+
+/// Fails unless the committed files are these and no others.
+fn compare(files: &[(String, String)]) -> Result<()> {
+    let folder = root().join(COMMITTED);
+    let mut stale: Vec<String> = files
+        .iter()
+        .filter(|(name, text)| fs::read_to_string(folder.join(name)).ok().as_ref() != Some(text))
+        .map(|(name, _)| name.clone())
+        .collect();
+    stale.extend(names_in(&folder)?.into_iter().filter(|name| files.iter().all(|(made, _)| made != name)));
+    ensure!(
+        stale.is_empty(),
+        "not what the kernels' source gives, in {COMMITTED}: {}; remedy: `cargo xtask ptx`",
+        stale.join(", ")
+    );
+    Ok(())
+}
+
+fn names_in(folder: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
