@@ -1,6 +1,6 @@
 //! NVIDIA's compiler, assembler and linker, as they come from PyPI: no CUDA toolkit and no GPU are needed.
 
-use crate::shell::{command, run, target_dir, works};
+use crate::shell::{command, root, run, target_dir, works};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,7 +52,9 @@ pub(crate) fn ensure() -> Result<CudaTools> {
 impl CudaTools {
     /// One of the programs.
     pub(crate) fn tool(&self, name: &str) -> Command {
-        Command::new(self.home.join("bin").join(name))
+        let mut command = Command::new(self.home.join("bin").join(name));
+        command.current_dir(root());
+        command
     }
 
     /// Assembles PTX; returns what the assembler says of it.

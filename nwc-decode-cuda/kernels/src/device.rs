@@ -51,3 +51,13 @@ pub unsafe extern "ptx-kernel" fn nwc_probe(out: *mut u32) {
     // SAFETY: the caller gives an element for each thread.
     unsafe { out.add(thread as usize).write(sum) };
 }
+
+/// A word of the block's shared memory.
+///
+/// # Safety
+/// The launch must have given that much.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nwc_probe_shared(index: u32) -> u32 {
+    // SAFETY: the caller's duty.
+    unsafe { gpu_launch_sized_workgroup_mem::<u32>().add(index as usize).read() }
+}
