@@ -1,4 +1,4 @@
-//! NVIDIA's compiler, assembler and linker, as they come from PyPI: no CUDA toolkit and no GPU are needed.
+//! NVIDIA's compiler, assembler and linker, as they come from `PyPI`: no CUDA toolkit and no GPU are needed.
 
 use crate::shell::{command, root, run, target_dir, works};
 use anyhow::{Context, Result, ensure};

@@ -67,7 +67,7 @@ fn make() -> Result<Vec<(String, String)>> {
     let mut files = Vec::new();
     let (mut signatures, mut resources) = (Vec::new(), Vec::new());
     for architecture in ARCHITECTURES {
-        let ptx = build::ptx(&compiler, architecture, &folder)?;
+        let ptx = compiler.ptx(architecture, &folder)?;
         let path = folder.join(file_name(architecture));
         fs::write(&path, &ptx)?;
         let log = tools.assemble(&path, architecture, &path.with_extension("cubin"), &["-v"])?;
