@@ -1,14 +1,15 @@
 //! All checks in a row, cheapest first.
 
 use crate::{
-    checked, deny, docs, firmware, fuzz_build, lint, miri, no_panic, ptx, qemu, reference, targets, words,
+    checked, cuda_example, deny, docs, firmware, fuzz_build, lint, miri, no_panic, ptx, qemu, reference,
+    targets, words,
 };
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
 type Check = fn() -> Result<()>;
 
-const CHECKS: [(&str, Check); 15] = [
+const CHECKS: [(&str, Check); 16] = [
     ("fmt", lint::fmt),
     ("words", words::check),
     ("clippy", lint::clippy),
@@ -16,6 +17,7 @@ const CHECKS: [(&str, Check); 15] = [
     ("reference", reference::check),
     ("targets", targets::build),
     ("ptx", ptx::check),
+    ("cuda-example", cuda_example::check),
     ("docs", docs::check),
     ("checked", checked::test),
     ("fuzz-build", fuzz_build::build),

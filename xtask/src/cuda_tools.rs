@@ -1,6 +1,6 @@
-//! NVIDIA's compiler, assembler and linker, as they come from PyPI: no CUDA toolkit and no GPU are needed.
+//! NVIDIA's compiler, assembler and linker, as they come from `PyPI`: no CUDA toolkit and no GPU are needed.
 
-use crate::shell::{command, run, target_dir, works};
+use crate::shell::{apt_install, command, root, run, target_dir, works};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,10 +32,9 @@ pub(crate) fn ensure() -> Result<CudaTools> {
         cfg!(all(target_os = "linux", target_arch = "x86_64")),
         "the hashes of NVIDIA's packages are those for Linux on x86-64"
     );
-    ensure!(
-        works("python3", ["-m", "pip", "--version"]),
-        "python3 with pip is needed to install NVIDIA's packages"
-    );
+    if !works("python3", ["-m", "pip", "--version"]) {
+        apt_install(&["python3-pip"]).context("pip, which installs NVIDIA's packages, is missing")?;
+    }
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
@@ -52,7 +51,9 @@ pub(crate) fn ensure() -> Result<CudaTools> {
 impl CudaTools {
     /// One of the programs.
     pub(crate) fn tool(&self, name: &str) -> Command {
-        Command::new(self.home.join("bin").join(name))
+        let mut command = Command::new(self.home.join("bin").join(name));
+        command.current_dir(root());
+        command
     }
 
     /// Assembles PTX; returns what the assembler says of it.

@@ -3,6 +3,7 @@
 mod bench;
 mod checked;
 mod ci;
+mod cuda_example;
 mod cuda_tools;
 mod deny;
 mod docs;
@@ -65,6 +66,8 @@ enum Verb {
     Miri,
     /// Build the GPU kernels as PTX, and write down what they take; the results go to nwc-decode-cuda/ptx/
     Ptx(ptx::Options),
+    /// Compile the CUDA C++ examples, and link them with the kernels' device functions
+    CudaExample,
     /// Write a synthetic transformer of a given size, for benchmarks and tests at scale
     MakeModel(make_model::Options),
     /// Compress the bundled model, check and restore it, and say what came of it
@@ -117,6 +120,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Qemu => qemu::test(),
         Verb::Miri => miri::test(),
         Verb::Ptx(options) => ptx::run(options),
+        Verb::CudaExample => cuda_example::build(),
         Verb::MakeModel(options) => make_model::run(options),
         Verb::Quickstart => quickstart::run_through(),
         Verb::Record { subject } => record::record(*subject),

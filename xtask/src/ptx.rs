@@ -9,7 +9,7 @@ use crate::shell::{root, target_dir};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The oldest of each generation that has tensor cores for what the kernels do: A100, H100.
 pub(crate) const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
@@ -53,7 +53,7 @@ pub(crate) fn file_name(architecture: &str) -> String {
 }
 
 /// The committed PTX for one architecture.
-pub(crate) fn committed(architecture: &str) -> std::path::PathBuf {
+pub(crate) fn committed(architecture: &str) -> PathBuf {
     root().join(COMMITTED).join(file_name(architecture))
 }
 
@@ -67,7 +67,7 @@ fn make() -> Result<Vec<(String, String)>> {
     let mut files = Vec::new();
     let (mut signatures, mut resources) = (Vec::new(), Vec::new());
     for architecture in ARCHITECTURES {
-        let ptx = build::ptx(&compiler, architecture, &folder)?;
+        let ptx = compiler.ptx(architecture, &folder)?;
         let path = folder.join(file_name(architecture));
         fs::write(&path, &ptx)?;
         let log = tools.assemble(&path, architecture, &path.with_extension("cubin"), &["-v"])?;

@@ -50,18 +50,19 @@ fn before(line: &str, words: &str) -> Option<u32> {
 pub(crate) fn table(architectures: &[(&str, Vec<Resources>)]) -> String {
     let names = architectures.iter().flat_map(|(_, entries)| entries.iter().map(|entry| entry.entry.len()));
     let width = names.max().unwrap_or(0);
-    let mut text = format!(
+    let mut lines = vec![format!(
         "{:<5}  {:<width$}  registers  static shared bytes  stack bytes  spill bytes\n",
         "arch", "entry"
-    );
+    )];
     for (architecture, entries) in architectures {
-        for Resources { entry, registers, shared_bytes, stack_bytes, spill_bytes } in entries {
-            text += &format!(
+        lines.extend(entries.iter().map(|resources| {
+            let Resources { entry, registers, shared_bytes, stack_bytes, spill_bytes } = resources;
+            format!(
                 "{architecture:<5}  {entry:<width$}  {registers:>9}  {shared_bytes:>19}  {stack_bytes:>11}  {spill_bytes:>11}\n"
-            );
-        }
+            )
+        }));
     }
-    text
+    lines.concat()
 }
 
 /// What can be called: entries and device functions with the types of their parameters, in the order of their names.
