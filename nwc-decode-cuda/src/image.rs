@@ -264,8 +264,7 @@ fn add_tensor(
                     let rows = &values[piece.first_row..piece.first_row + piece.rows];
                     let largest_row_scale = rows.iter().map(|row| row.scale).fold(0.0, f32::max);
                     // The fast way decodes whole chunks only.
-                    let careful = piece.escapes
-                        || !piece.rows.is_multiple_of(CHUNK)
+                    let careful = !piece.rows.is_multiple_of(CHUNK)
                         || rows.iter().any(|row| row.class != rows[0].class)
                         || !is_tame(rows, &group[0].column_scale[..piece.columns]);
                     items[first_of_band + segment * record.items_across as usize + across] = ItemRecord {
@@ -284,7 +283,8 @@ fn add_tensor(
                             | if is_last(pieces, piece) { flag::LAST } else { 0 },
                         error: piece.error.map_or(0, |error| error.code().into()),
                         largest_row_scale,
-                        spare: [0; 3],
+                        escapes: writer.put_once(bytemuck::cast_slice(&piece.escapes).to_vec())?,
+                        spare: [0; 2],
                     };
                 }
                 across += 1;

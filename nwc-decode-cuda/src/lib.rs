@@ -4,8 +4,15 @@
 //! without ever writing a weight. The kernels are Rust, in the crate `nwc-decode-kernels`, and shipped as [PTX](ptx).
 
 mod image;
-pub mod oracle;
+#[cfg(feature = "host")]
+mod launcher;
+mod oracle;
+pub mod ptx;
 mod trace;
 
+#[cfg(feature = "host")]
+pub use cust;
 pub use image::{Image, ImageOptions, ImageTensor};
+#[cfg(feature = "host")]
+pub use launcher::{Decoder, Error, MOST_BATCH, Plan, Product};
 pub use nwc_decode_kernels::layout;

@@ -70,7 +70,7 @@ impl Image {
         let tables = &self.bytes()[record.tables as usize * UNIT..][..record.table_bytes as usize];
         for number in self.items_of(tensor) {
             let item: ItemRecord = view.read(header.item_records, number);
-            if let Some(error) = code(item.error) {
+            if let Some(error) = error_of(item.error) {
                 return Err(error);
             }
             for lane in 0..item.columns_here as usize {
@@ -87,7 +87,7 @@ impl Image {
 }
 
 /// The error with a code, if it is not 0.
-fn code(number: u32) -> Option<Error> {
+pub(crate) fn error_of(number: u32) -> Option<Error> {
     Error::ALL.into_iter().find(|error| u32::from(error.code()) == number)
 }
 
@@ -108,6 +108,9 @@ fn decode_lane(
     let (out_rows, input) = (tensor.out as usize, tensor.input as usize);
     let unit = if tensor.hadamard != 0 { 0.25 } else { 1.0 };
     for first in (0..item.rows).step_by(CHUNK) {
+        let chunk = first / CHUNK as u32;
+        let escapes: u32 = view.read(item.escapes, chunk as usize / 32);
+        let careful = careful || escapes >> (chunk % 32) & 1 == 1;
         let rows = (item.rows - first).min(CHUNK as u32);
         let class_of = |row: u32| {
             let row_class: i32 = view.read(item.row_classes, (first + row) as usize);

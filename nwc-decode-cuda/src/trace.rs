@@ -24,8 +24,8 @@ pub(crate) struct Piece {
     pub(crate) column_class: [i32; LANES],
     /// Least and largest class of its weights.
     pub(crate) classes: (i32, i32),
-    /// Some weight was an escape, or larger than a byte holds.
-    pub(crate) escapes: bool,
+    /// A bit for each chunk: some weight was an escape, or larger than a byte holds.
+    pub(crate) escapes: Vec<u32>,
     pub(crate) error: Option<Error>,
 }
 
@@ -148,7 +148,7 @@ pub(crate) fn pieces(
                 column_scale: [0.0; LANES],
                 column_class: [0; LANES],
                 classes: (0, 0),
-                escapes: false,
+                escapes: vec![0; most_rows.min(tile.rows() - first_row).div_ceil(32 * CHUNK_ROWS)],
                 error: None,
             });
         }
@@ -179,6 +179,11 @@ fn trace(
             let first = chunk_row == 0;
             let engine = Snapshot { tracer: &tracer, states: RefCell::default() };
             decoder.next_chunk_by(&engine, row_values, &mut chunk)?;
+            if tracer.trace.borrow_mut().escapes {
+                let chunk = chunk_row / CHUNK_ROWS;
+                piece.escapes[chunk / 32] |= 1 << (chunk % 32);
+                tracer.trace.borrow_mut().escapes = false;
+            }
             if first {
                 (piece.lanes, piece.column_scale) = (engine.states.into_inner().0, chunk.column_scale);
             }
@@ -193,7 +198,6 @@ fn trace(
         piece.lanes[LANES].start_and_trellis = start;
         piece.column_class = trace.column_class;
         piece.classes = trace.classes.unwrap_or((0, 0));
-        piece.escapes = trace.escapes;
     }
     // What is wrong with the end of the stream shows only now.
     decoder.next_chunk_by(&tracer, row_values, &mut chunk).map(|_| ())

@@ -15,6 +15,12 @@ pub const LANES: usize = 32;
 /// Rows that are decoded at a time.
 pub const CHUNK: usize = 16;
 
+/// Bytes of shared memory that a thread needs for the words that it reads ahead.
+pub const RING_BYTES: usize = 128;
+
+/// Bytes of shared memory that a warp needs to turn a chunk of 16-bit numbers around.
+pub const TILE_BYTES: usize = CHUNK * LANES * 2 * 5 / 4;
+
 /// What kernels find at the start of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -104,7 +110,7 @@ pub struct TensorRecord {
 
 /// What kernels need to know of an item besides where it is.
 pub mod flag {
-    /// It has escapes, or its rows differ in class, or a weight could overflow the output: decoded with every check.
+    /// Its rows differ in class, or a weight could overflow the output, or rows are missing in its last chunk: decoded with every check.
     pub const CAREFUL: u32 = 1;
     /// It ends its tile: every lane's state must then be the bottom of its range.
     pub const LAST: u32 = 2;
@@ -140,8 +146,10 @@ pub struct ItemRecord {
     pub error: u32,
     /// The largest of its rows' scales.
     pub largest_row_scale: f32,
+    /// Where a bit for each of its chunks is: 1 if there is an escape in it.
+    pub escapes: u32,
     /// Zero.
-    pub spare: [u32; 3],
+    pub spare: [u32; 2],
 }
 
 /// A lane at an item's first row.

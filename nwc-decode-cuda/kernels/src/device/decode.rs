@@ -3,10 +3,12 @@
 use nwc_decode_core::DType;
 
 use super::block::Block;
-use super::intrinsics::{load_global_4, pack_bf16, pack_f16, store_global_4};
+use super::intrinsics::{
+    load_global_4, load_matrices, pack_bf16, pack_f16, store_global, store_global_4, store_global_16, store_shared_4, sync_warp,
+};
 use super::item::{Place, Sink, decode};
 use crate::lane::{rows, weight};
-use crate::layout::{BlockRecord, CHUNK, ColumnRecord};
+use crate::layout::{BlockRecord, CHUNK, ColumnRecord, LANES, TILE_BYTES};
 
 /// Decodes items into tensors in the memory of the device. The grid has a block for each of `blocks`; each block has a multiple of 32 threads, and shared memory for
 /// its threads' rings and the largest tables of its tensors.
@@ -25,14 +27,15 @@ pub unsafe extern "ptx-kernel" fn nwc_decode(
 ) {
     // SAFETY: by the caller.
     unsafe {
-        let block = Block::enter(image, blocks, 0);
+        let block = Block::enter(image, blocks, Block::warps() * TILE_BYTES as u32);
         let output = outputs.add(block.record.output as usize).read();
         // Not by a closure, which would not be inlined.
+        let tile = block.own + Block::warp() * TILE_BYTES as u32;
         let mut number = Block::warp();
         while number < block.record.items {
             let place = block.place(number);
             let column: ColumnRecord = place.image.read(place.item.columns, place.lane);
-            let code = decode(&place, column, &mut Writer::new(&place, column, output, dtype));
+            let code = decode(&place, column, &mut Writer::new(&place, column, output, dtype, tile));
             block.report(status, number, &place, code);
             number += Block::warps();
         }
@@ -44,18 +47,16 @@ trait Format {
     const BYTES: usize;
     /// The largest finite number, to which larger ones are cut (docs/bitstream.md §10.4).
     const MAX: f32;
+    /// Words that a chunk of a column takes.
+    type Words: AsRef<[u32]>;
 
-    /// Writes numbers `stride` bytes apart.
+    fn pack(values: [f32; CHUNK]) -> Self::Words;
+
+    /// Writes number `row` of a chunk.
     ///
     /// # Safety
-    /// As many of them as `count` says have their place there.
-    unsafe fn write(out: *mut u8, stride: usize, values: [f32; CHUNK], count: usize);
-
-    /// Writes numbers one behind the other.
-    ///
-    /// # Safety
-    /// They have their place there, at a multiple of 16 bytes.
-    unsafe fn write_row(out: *mut u8, values: [f32; CHUNK]);
+    /// It has its place there.
+    unsafe fn write(out: *mut u8, words: &Self::Words, row: usize);
 }
 
 enum F32 {}
@@ -65,45 +66,31 @@ enum Bf16 {}
 impl Format for F32 {
     const BYTES: usize = 4;
     const MAX: f32 = f32::MAX;
+    type Words = [u32; CHUNK];
 
     #[inline(always)]
-    unsafe fn write(out: *mut u8, stride: usize, values: [f32; CHUNK], count: usize) {
-        rows!(ROW => if ROW < count {
-            // SAFETY: by the caller.
-            unsafe { out.wrapping_add(ROW * stride).cast::<f32>().write(values[ROW]) };
-        });
+    fn pack(values: [f32; CHUNK]) -> Self::Words {
+        rows!(ROW => values[ROW].to_bits())
     }
 
     #[inline(always)]
-    unsafe fn write_row(out: *mut u8, values: [f32; CHUNK]) {
+    unsafe fn write(out: *mut u8, words: &Self::Words, row: usize) {
         // SAFETY: by the caller.
-        unsafe { store(out, rows!(ROW => values[ROW].to_bits())) }
-    }
-}
-
-/// Writes words, 16 bytes at a time.
-///
-/// # Safety
-/// They have their place there, at a multiple of 16 bytes.
-#[inline(always)]
-unsafe fn store<const WORDS: usize>(out: *mut u8, words: [u32; WORDS]) {
-    for (i, four) in words.as_chunks::<4>().0.iter().enumerate() {
-        // SAFETY: by the caller.
-        unsafe { store_global_4(out.add(16 * i), *four) };
+        unsafe { store_global(out, words[row]) }
     }
 }
 
 /// Two numbers of 16 bits in a word.
 trait Half {
     const MAX: f32;
-    fn pack(low: f32, high: f32) -> u32;
+    fn pair(low: f32, high: f32) -> u32;
 }
 
 impl Half for F16 {
     const MAX: f32 = 65504.0;
 
     #[inline(always)]
-    fn pack(low: f32, high: f32) -> u32 {
+    fn pair(low: f32, high: f32) -> u32 {
         pack_f16(low, high)
     }
 }
@@ -112,7 +99,7 @@ impl Half for Bf16 {
     const MAX: f32 = f32::from_bits(0x7F7F_0000);
 
     #[inline(always)]
-    fn pack(low: f32, high: f32) -> u32 {
+    fn pair(low: f32, high: f32) -> u32 {
         pack_bf16(low, high)
     }
 }
@@ -120,29 +107,19 @@ impl Half for Bf16 {
 impl<T: Half> Format for T {
     const BYTES: usize = 2;
     const MAX: f32 = <T as Half>::MAX;
+    type Words = [u32; CHUNK / 2];
 
     #[inline(always)]
-    unsafe fn write(out: *mut u8, stride: usize, values: [f32; CHUNK], count: usize) {
-        let pairs = pairs::<T>(values);
-        rows!(ROW => if ROW < count {
-            let bits = (pairs[ROW / 2] >> (ROW % 2 * 16)) as u16;
-            // SAFETY: by the caller.
-            unsafe { out.wrapping_add(ROW * stride).cast::<u16>().write(bits) };
-        });
+    fn pack(values: [f32; CHUNK]) -> Self::Words {
+        let pair = |i: usize| T::pair(values[2 * i], values[2 * i + 1]);
+        [pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7)]
     }
 
     #[inline(always)]
-    unsafe fn write_row(out: *mut u8, values: [f32; CHUNK]) {
-        let pairs = pairs::<T>(values);
+    unsafe fn write(out: *mut u8, words: &Self::Words, row: usize) {
         // SAFETY: by the caller.
-        unsafe { store(out, [pairs[0], pairs[1], pairs[2], pairs[3], pairs[4], pairs[5], pairs[6], pairs[7]]) }
+        unsafe { store_global_16(out, (words[row / 2] >> (row % 2 * 16)) as u16) }
     }
-}
-
-#[inline(always)]
-fn pairs<T: Half>(values: [f32; CHUNK]) -> [u32; CHUNK] {
-    // The second half is not there to be used.
-    rows!(ROW => if ROW < CHUNK / 2 { T::pack(values[2 * ROW % CHUNK], values[(2 * ROW + 1) % CHUNK]) } else { 0 })
 }
 
 /// Writes the weights of a lane.
@@ -159,13 +136,25 @@ struct Writer {
     dtype: u32,
     /// False for lanes beside the matrix.
     active: bool,
-    /// Rows of a lane lie one behind the other, at multiples of 16 bytes.
-    along: bool,
+    along: Along,
+    /// Shared memory of the warp for a chunk.
+    tile: u32,
+}
+
+/// How a lane's weights lie in the tensor.
+#[derive(Clone, Copy, PartialEq)]
+enum Along {
+    /// Anyhow: they are written one by one.
+    Nothing,
+    /// Those of a chunk one behind the other, at multiples of 16 bytes.
+    Lanes,
+    /// Beside those of the other lanes, whose rows begin at multiples of 16 bytes, and the type has 16 bits.
+    Rows,
 }
 
 impl Writer {
     #[inline(always)]
-    fn new(place: &Place, column: ColumnRecord, output: *mut u8, dtype: u32) -> Self {
+    fn new(place: &Place, column: ColumnRecord, output: *mut u8, dtype: u32, tile: u32) -> Self {
         let (tensor, item) = (&place.tensor, &place.item);
         let row = item.first_row as usize;
         let col = (item.first_column + place.lane) as usize;
@@ -175,37 +164,80 @@ impl Writer {
         let (at, stride) = if transposed { (col * input + row, 1) } else { (row * input + col, input) };
         let bytes = if dtype == DType::F32 as u32 { F32::BYTES } else { F16::BYTES };
         let out = output.wrapping_add((matrix + at) * bytes);
+        let whole = item.columns_here as usize == LANES && input * bytes % 16 == 0;
+        let warp_out = out.wrapping_sub(place.lane as usize * bytes);
+        let along = if transposed && input * bytes % 16 == 0 && out.addr() % 16 == 0 {
+            Along::Lanes
+        } else if !transposed && whole && bytes == 2 && warp_out.addr() % 16 == 0 {
+            Along::Rows
+        } else {
+            Along::Nothing
+        };
         Self {
-            out,
+            // A thread writes 8 columns of each row from its quarter on: see `write_rows`.
+            out: if along == Along::Rows {
+                warp_out.wrapping_add((place.lane / 4) as usize * stride * bytes + (place.lane % 4) as usize * 16)
+            } else {
+                out
+            },
             stride: stride * bytes,
             scale: column.scale,
             unit: if tensor.hadamard != 0 { 0.25 } else { 1.0 },
             dtype,
             active: place.lane < item.columns_here,
-            along: transposed && out.addr() % 16 == 0,
+            along,
+            tile,
         }
     }
 
     /// # Safety
     /// The weights' places are within the tensor.
     #[inline(always)]
-    unsafe fn write<T: Format, const CAREFUL: bool>(
-        &self,
-        place: &Place,
-        row: u32,
-        values: [f32; CHUNK],
-    ) {
+    unsafe fn write<T: Format, const CAREFUL: bool>(&self, place: &Place, row: u32, values: [f32; CHUNK]) {
         let values =
             rows!(ROW => if CAREFUL { values[ROW].clamp(-T::MAX, T::MAX) } else { values[ROW] });
+        let words = T::pack(values);
         let out = self.out.wrapping_add(row as usize * self.stride);
         let count = if CAREFUL { (place.item.rows - row) as usize } else { CHUNK };
+        let whole = count >= CHUNK;
         // SAFETY: by the caller.
         unsafe {
-            if self.along && count >= CHUNK {
-                T::write_row(out, values);
+            if whole && self.along == Along::Rows && T::BYTES == 2 {
+                self.write_rows(place.lane, out, words.as_ref());
+            } else if !self.active {
+            } else if whole && self.along == Along::Lanes {
+                for (i, four) in words.as_ref().as_chunks::<4>().0.iter().enumerate() {
+                    store_global_4(out.wrapping_add(16 * i), *four);
+                }
             } else {
-                T::write(out, self.stride, values, count);
+                rows!(ROW => if ROW < count {
+                    T::write(out.wrapping_add(ROW * self.stride), &words, ROW);
+                });
             }
+        }
+    }
+
+    /// Writes a chunk of 16-bit numbers by rows: each thread 8 columns of two rows.
+    ///
+    /// The matrices that `load_matrices` hands out give a thread two neighbours of each; so columns 2q and 2q + 1 of every eight go to matrix q, and what a
+    /// thread gets of the four matrices are eight neighbours.
+    ///
+    /// # Safety
+    /// As [`write`](Self::write).
+    #[inline(always)]
+    unsafe fn write_rows(&self, lane: u32, out: *mut u8, words: &[u32]) {
+        // A matrix takes 128 bytes and 32 to spare, so that eight neighbouring lanes write to different banks.
+        let (matrix, half) = (TILE_BYTES as u32 / 8, TILE_BYTES as u32 / 2);
+        let to = self.tile + lane / 2 % 4 * matrix + (lane / 8 * 2 + lane % 2) * 16;
+        let from = self.tile + lane / 8 * matrix + lane % 8 * 16;
+        // SAFETY: the warp's own shared memory, and by the caller.
+        unsafe {
+            store_shared_4(to, [words[0], words[1], words[2], words[3]]);
+            store_shared_4(to + half, [words[4], words[5], words[6], words[7]]);
+            sync_warp();
+            store_global_4(out, load_matrices::<true>(from));
+            store_global_4(out.wrapping_add(8 * self.stride), load_matrices::<true>(from + half));
+            sync_warp();
         }
     }
 }
@@ -218,10 +250,7 @@ impl Sink for Writer {
         // SAFETY: row scales lie in memory for whole chunks, and items begin at whole ones.
         let scales = [0, 4, 8, 12].map(|first| unsafe { load_global_4(scales.add(first)) });
         let values = rows!(ROW => weight::<CAREFUL>(latents[ROW], unit, scales[ROW / 4][ROW % 4], scale));
-        if !self.active {
-            return;
-        }
-        // SAFETY: the lane is one of the matrix.
+        // SAFETY: lanes beside the matrix write nothing.
         unsafe {
             if self.dtype == DType::F32 as u32 {
                 self.write::<F32, CAREFUL>(place, row, values);

@@ -10,10 +10,12 @@ use super::intrinsics::{
 };
 use super::item::{Place, Sink, decode, skip};
 use crate::lane::rows;
-use crate::layout::{BlockRecord, CHUNK, ColumnRecord, LANES};
+use crate::layout::{self, BlockRecord, CHUNK, ColumnRecord, LANES};
 
 /// Bytes of shared memory that a warp turns a chunk around in.
-const TILE_BYTES: u32 = (CHUNK * LANES * 2) as u32;
+const TILE_BYTES: u32 = layout::TILE_BYTES as u32;
+/// Where the second half of a chunk begins.
+const HALF_TILE: u32 = TILE_BYTES / 2;
 
 /// y = W x for one x: `x` [in] as F16, `y` [out] as F32, to which the product is added.
 ///
@@ -218,7 +220,7 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
         let (matrix, line) = (place.lane / 8, place.lane % 8);
         let mut sums = [[0.0; 4]; TILES];
         for part in 0..2 {
-            let at = self.tile + matrix % 2 * (TILE_BYTES / 2) + (16 * part + matrix / 2 * 8 + line) * 16;
+            let at = self.tile + matrix % 2 * (HALF_TILE) + (16 * part + matrix / 2 * 8 + line) * 16;
             // SAFETY: the warp's own shared memory.
             let a = unsafe { load_matrices::<true>(at) };
             for tile in 0..TILES {
@@ -246,7 +248,7 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
         let (matrix, line) = (place.lane / 8, place.lane % 8);
         let mut a = [[0; 4]; 2];
         for part in 0..2 {
-            let at = self.tile + matrix / 2 * (TILE_BYTES / 2) + (16 * part as u32 + matrix % 2 * 8 + line) * 16;
+            let at = self.tile + matrix / 2 * (HALF_TILE) + (16 * part as u32 + matrix % 2 * 8 + line) * 16;
             // SAFETY: the warp's own shared memory.
             a[part] = unsafe { load_matrices::<false>(at) };
         }
@@ -314,7 +316,7 @@ impl<const TILES: usize, const KEPT: u32> Sink for Product<TILES, KEPT> {
         // SAFETY: the warp's own shared memory.
         unsafe {
             store_shared_4(at, [pair(0), pair(1), pair(2), pair(3)]);
-            store_shared_4(at + TILE_BYTES / 2, [pair(4), pair(5), pair(6), pair(7)]);
+            store_shared_4(at + HALF_TILE, [pair(4), pair(5), pair(6), pair(7)]);
         }
         sync_warp();
         if place.tensor.transposed != 0 {

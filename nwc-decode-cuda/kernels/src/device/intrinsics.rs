@@ -300,3 +300,23 @@ pub(crate) fn lop3<const TABLE: u32>(a: u32, b: u32, c: u32) -> u32 {
     }
     out
 }
+
+/// Stores a word.
+///
+/// # Safety
+/// It has its place there, in global memory.
+#[inline(always)]
+pub(crate) unsafe fn store_global(out: *mut u8, value: u32) {
+    // SAFETY: by the caller.
+    unsafe { asm!("st.global.u32 [{}], {};", in(reg64) out, in(reg32) value, options(nostack)) }
+}
+
+/// Stores a half word.
+///
+/// # Safety
+/// It has its place there, in global memory.
+#[inline(always)]
+pub(crate) unsafe fn store_global_16(out: *mut u8, value: u16) {
+    // SAFETY: by the caller.
+    unsafe { asm!("st.global.u16 [{}], {};", in(reg64) out, in(reg16) value, options(nostack)) }
+}

@@ -123,12 +123,7 @@ pub(crate) unsafe fn decode(place: &Place, column: ColumnRecord, sink: &mut impl
     // SAFETY: by the caller.
     unsafe {
         if place.tensor.form == form::DIRECT {
-            let symbols = Direct::new(Shared(place.tables), &place.tensor);
-            if place.item.flags & flag::CAREFUL == 0 {
-                walk::<false>(place, column, &symbols, sink)
-            } else {
-                walk::<true>(place, column, &symbols, sink)
-            }
+            walk::<false>(place, column, &Direct::new(Shared(place.tables), &place.tensor), sink)
         } else {
             let tables = if place.tensor.form == form::INDEXED {
                 generic(place.tables)
@@ -140,6 +135,7 @@ pub(crate) unsafe fn decode(place: &Place, column: ColumnRecord, sink: &mut impl
     }
 }
 
+/// `CAREFUL`: every chunk is decoded so, not only those that need it.
 #[inline(always)]
 unsafe fn walk<const CAREFUL: bool>(
     place: &Place,
@@ -161,27 +157,42 @@ unsafe fn walk<const CAREFUL: bool>(
 
     let mut row = 0;
     while row < item.rows {
-        let rows = (item.rows - row).min(CHUNK as u32);
-        let indices = if CAREFUL {
+        // SAFETY: the item has a bit for each chunk.
+        let careful = CAREFUL || item.flags & flag::CAREFUL != 0 || unsafe { has_escapes(place, row) };
+        if careful {
+            let rows = (item.rows - row).min(CHUNK as u32);
             let class_of = |r: u32| symbols.class(column.class.wrapping_add(row_class(row + r)));
-            lane::chunk::<true>(symbols, &mut lane, &mut words, rows, class_of)
+            let indices = lane::chunk::<true>(symbols, &mut lane, &mut words, rows, class_of);
+            let latents = if place.tensor.hadamard == 0 {
+                indices
+            } else if rows == CHUNK as u32 {
+                lane::hadamard(indices)
+            } else {
+                lane::rows!(ROW => indices[ROW] * 4)
+            };
+            sink.chunk::<true>(place, row, latents);
         } else {
-            lane::chunk::<false>(symbols, &mut lane, &mut words, rows, |_| class)
-        };
-        let latents = if place.tensor.hadamard == 0 {
-            indices
-        } else if rows == CHUNK as u32 {
-            lane::hadamard(indices)
-        } else {
-            lane::rows!(ROW => indices[ROW] * 4)
-        };
-        sink.chunk::<CAREFUL>(place, row, latents);
+            let indices = lane::chunk::<false>(symbols, &mut lane, &mut words, CHUNK as u32, |_| class);
+            let latents = if place.tensor.hadamard == 0 { indices } else { lane::hadamard(indices) };
+            sink.chunk::<false>(place, row, latents);
+        }
         row += CHUNK as u32;
     }
     // SAFETY: the item has a record for each lane, and one more after the last.
     let next: LaneRecord = unsafe { place.image.read(item.lanes, place.lane + 1) };
     let ends = item.flags & flag::LAST != 0;
     finish(words.position(), next.start(), if ends { lane.x } else { LOWER_BOUND })
+}
+
+/// Whether there are escapes in a chunk.
+///
+/// # Safety
+/// The item has a bit for it.
+#[inline(always)]
+unsafe fn has_escapes(place: &Place, row: u32) -> bool {
+    let chunk = row / CHUNK as u32;
+    // SAFETY: by the caller.
+    unsafe { place.image.read::<u32>(place.item.escapes, chunk / 32) >> (chunk % 32) & 1 != 0 }
 }
 
 /// Compares where a lane came to with where it must (§6.4): the code of what is wrong, or 0.

@@ -4,16 +4,23 @@ use core::arch::asm;
 
 use super::intrinsics::{commit_and_wait, copy_async};
 use crate::lane::{LOWER_BOUND, Words};
+use crate::layout;
 
 /// Bytes of a lane's ring.
-pub(crate) const RING_BYTES: u32 = 64;
+pub(crate) const RING_BYTES: u32 = layout::RING_BYTES as u32;
 /// Bytes that are copied at a time.
 const COPY_BYTES: u32 = 16;
+/// Groups of copies that may be under way.
+const PENDING: u32 = RING_BYTES / COPY_BYTES - 2;
 
 /// The words of one lane.
 ///
-/// Half a chunk takes at most 16 bytes off a ring, if there are no escapes, and [`top_up`](Words::top_up) brings 16 as soon as there is room. So a full
-/// ring before it leaves at least 16 bytes in it that have arrived when two groups of copies may still be under way.
+/// Lanes read at about the same pace. So that their rings do not meet in the same banks of shared memory, places are counted from `turn`, 16 bytes more for each
+/// lane.
+///
+/// Half a chunk takes at most 16 bytes off a ring, if there are no escapes, and [`top_up`](Words::top_up) brings 16 as soon as there is room, so that more
+/// than 112 of a ring's 128 bytes have been asked for. With [`PENDING`] groups of copies under way, each of at most 16 bytes, 16 have arrived: enough
+/// for the next half. The more may be under way, the longer memory may take.
 pub(crate) struct Ring {
     /// Place of the next word, in bytes from `source`.
     read: u32,
@@ -24,6 +31,7 @@ pub(crate) struct Ring {
     /// Address of the ring in shared memory, a multiple of its size.
     ring: u32,
     source: *const u8,
+    turn: u32,
 }
 
 impl Ring {
@@ -34,8 +42,10 @@ impl Ring {
     /// multiple of 16 from it up to `last`.
     #[inline(always)]
     pub(crate) unsafe fn new(ring: u32, source: *const u8, start: u32, last: u32) -> Self {
-        let read = start * 2;
-        let mut ring = Self { read, asked: read & !(COPY_BYTES - 1), last, ring, source };
+        let turn = ring / RING_BYTES * COPY_BYTES % RING_BYTES;
+        let read = start * 2 + turn;
+        let source = source.wrapping_sub(turn as usize);
+        let mut ring = Self { read, asked: read & !(COPY_BYTES - 1), last: last + turn, ring, source, turn };
         for _ in 0..RING_BYTES / COPY_BYTES {
             ring.ask();
         }
@@ -43,10 +53,10 @@ impl Ring {
         ring
     }
 
-    /// Words taken, from `source` on.
+    /// Words taken, from the first lane's first on.
     #[inline(always)]
     pub(crate) fn position(&self) -> u32 {
-        self.read / 2
+        (self.read - self.turn) / 2
     }
 
     #[inline(always)]
@@ -54,7 +64,7 @@ impl Ring {
         let from = self.asked.min(self.last);
         // SAFETY: by the caller of `new`; the place in the ring is within it.
         unsafe {
-            copy_async(self.ring | (self.asked & (RING_BYTES - 1)), self.source.add(from as usize));
+            copy_async(self.ring | (self.asked & (RING_BYTES - 1)), self.source.wrapping_add(from as usize));
         }
         self.asked += COPY_BYTES;
     }
@@ -75,10 +85,11 @@ impl Words for Ring {
         // SAFETY: the place in the ring is within it.
         unsafe {
             asm!(
-                "{{ .reg .pred low; .reg .b32 at, word;",
+                // One register for the place and the word: a second would count as alive from one row to the next.
+                "{{ .reg .pred low; .reg .b32 word;",
                 "setp.lt.u32 low, {x}, {lower};",
-                "lop3.b32 at, {read}, {mask}, {ring}, 0xEA;", // (read & mask) | ring
-                "@low ld.shared.u16 word, [at];",
+                "lop3.b32 word, {read}, {mask}, {ring}, 0xEA;", // (read & mask) | ring
+                "@low ld.shared.u16 word, [word];",
                 "@low prmt.b32 {x}, {x}, word, 0x1054;", // x << 16 | word
                 "@low add.u32 {read}, {read}, 2; }}",
                 x = inout(reg32) x, read = inout(reg32) read, ring = in(reg32) self.ring,
@@ -105,7 +116,7 @@ impl Words for Ring {
     #[inline(always)]
     fn top_up(&mut self) {
         self.ask_if_room();
-        commit_and_wait::<2>();
+        commit_and_wait::<PENDING>();
     }
 
     #[inline(always)]

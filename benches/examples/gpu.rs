@@ -1,0 +1,254 @@
+//! What only a GPU can show: that its weights are the processor's, what damage does there, and how fast it is.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Seek as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Parser, Subcommand};
+use half::f16;
+use nwc_decode_core::{Container, Crc32, DType, Limits};
+use nwc_decode_cuda::cust::context::{Context, ContextFlags};
+use nwc_decode_cuda::cust::event::{Event, EventFlags};
+use nwc_decode_cuda::cust::memory::{CopyDestination, DeviceBuffer};
+use nwc_decode_cuda::cust::stream::{Stream, StreamFlags};
+use nwc_decode_cuda::cust::{CudaFlags, device::Device, init};
+use nwc_decode_cuda::{Decoder, Image, ImageOptions};
+use nwc_encode_host::compress::{Settings, Target, compress};
+use nwc_encode_host::progress::Silent;
+use nwc_encode_host::synthetic::Source;
+use nwc_encode_host::tensors::OwnedTensors;
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+#[derive(Parser)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Decode all vectors of a folder and compare with its ledger
+    Verify {
+        /// The folder
+        vectors: PathBuf,
+    },
+    /// Measure decoding and products
+    Speed {
+        /// Gigabytes of F16 to decode at once
+        #[arg(long, default_value_t = 2.0)]
+        gigabytes: f64,
+        /// Rows of an item
+        #[arg(long, value_delimiter = ',', default_value = "256,512,1024")]
+        item_rows: Vec<usize>,
+    },
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    init(CudaFlags::empty())?;
+    let device = Device::get_device(0)?;
+    let context = Context::new(device)?;
+    context.set_flags(ContextFlags::SCHED_AUTO)?;
+    let mut report = json!({ "device": device.name()? });
+    match options.command {
+        Command::Verify { vectors } => report["verify"] = verify(&context, &vectors)?,
+        Command::Speed { gigabytes, item_rows } => report["speed"] = speed(&context, gigabytes, &item_rows)?,
+    }
+    println!("{}", serde_json::to_string_pretty(&report)?);
+    Ok(())
+}
+
+/// Decodes tensors of an image to host memory.
+fn decode(decoder: &Decoder, stream: &Stream, tensors: &[usize], dtype: DType) -> Result<(Vec<Vec<u8>>, Vec<u32>)> {
+    let outputs = tensors
+        .iter()
+        .map(|&tensor| {
+            let bytes = decoder.image().tensors()[tensor].elements() * dtype.size();
+            Ok(DeviceBuffer::from_slice(&vec![0xA5u8; bytes])?)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let pointers: Vec<_> = outputs.iter().map(|output| output.as_device_ptr()).collect();
+    let plan = decoder.plan(tensors, dtype, &pointers)?;
+    // SAFETY: the outputs are as long as their tensors, and live until the work is done.
+    unsafe { plan.decode(stream)? };
+    let status = plan.status(stream)?;
+    let bytes = outputs
+        .iter()
+        .map(|output| {
+            let mut bytes = vec![0; output.len()];
+            output.copy_to(&mut bytes)?;
+            Ok(bytes)
+        })
+        .collect::<Result<_>>()?;
+    Ok((bytes, status))
+}
+
+fn verify(context: &Context, folder: &Path) -> Result<Value> {
+    let ledger: Value = serde_json::from_slice(&std::fs::read(folder.join("ledger.json"))?)?;
+    let stream = Stream::new(StreamFlags::NON_BLOCKING, None)?;
+    let (mut files, mut tensors) = (0, 0);
+    for vector in ledger["vectors"].as_array().context("the ledger has vectors")? {
+        if !vector["error"].is_null() || !vector["call"].is_null() {
+            continue;
+        }
+        let file = vector["file"].as_str().context("a vector has a file")?;
+        let bytes = std::fs::read(folder.join(file)).context(file.to_owned())?;
+        let container = Container::open(&bytes, &Limits::default())?;
+        files += 1;
+        let crc: BTreeMap<&str, &Value> = vector["tensors"]
+            .as_array()
+            .context("a vector has tensors")?
+            .iter()
+            .map(|tensor| (tensor["name"].as_str().unwrap_or_default(), &tensor["crc"]))
+            .collect();
+        for item_rows in [16, 64, 4096] {
+            let decoder = Decoder::with_image(context, Image::new(&container, ImageOptions { item_rows })?)?;
+            let all: Vec<usize> = (0..decoder.image().tensors().len()).collect();
+            if all.is_empty() {
+                continue;
+            }
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let (outputs, status) = decode(&decoder, &stream, &all, dtype)?;
+                ensure!(status.iter().all(|&code| code == 0), "{file}: status {status:?}");
+                for (tensor, output) in decoder.image().tensors().iter().zip(outputs) {
+                    let name = tensor.name.as_str();
+                    let expected = crc[name][dtype.name()].as_str().unwrap_or_default();
+                    let found = format!("{:08x}", Crc32::of(&output));
+                    ensure!(found == expected, "{file}: {name} as {dtype}, {item_rows} rows: {found}, not {expected}");
+                    tensors += 1;
+                }
+            }
+        }
+    }
+    Ok(json!({ "files": files, "tensors": tensors }))
+}
+
+/// Matrices of a model as large as asked for, compressed at 4 bits.
+fn model(gigabytes: f64) -> Result<Vec<u8>> {
+    let (mut shapes, mut bytes) = (Vec::new(), 0.0);
+    while bytes < gigabytes * 1e9 || shapes.len() < 2 {
+        shapes.push([[4096, 4096], [14336, 4096]][shapes.len() % 2]);
+        bytes += 2.0 * shapes.last().map_or(0, |[rows, columns]| rows * columns) as f64;
+    }
+    // Each has a seed of its own, for equal tensors would be stored once.
+    let weights: Vec<Vec<f32>> = shapes
+        .par_iter()
+        .enumerate()
+        .map(|(seed, &[rows, columns])| Source::Gaussian.matrix(rows, columns, seed as u64))
+        .collect();
+    let mut tensors = OwnedTensors::default();
+    for (number, (shape, weights)) in shapes.iter().zip(&weights).enumerate() {
+        tensors.push_f32(&format!("t{number}"), shape, weights);
+    }
+    let settings = Settings::new(Target::Bits(4.0));
+    let mut file = tempfile::tempfile()?;
+    compress(&tensors, Vec::new(), &settings, &Silent, &mut file).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Median of the times of some runs, in seconds, after a first one that does not count.
+fn median(stream: &Stream, runs: usize, mut work: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    work(0)?;
+    stream.synchronize()?;
+    let mut times = Vec::new();
+    for run in 0..runs {
+        let (start, end) = (Event::new(EventFlags::DEFAULT)?, Event::new(EventFlags::DEFAULT)?);
+        start.record(stream)?;
+        work(run)?;
+        end.record(stream)?;
+        end.synchronize()?;
+        times.push(f64::from(end.elapsed_time_f32(&start)?) / 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+fn speed(context: &Context, gigabytes: f64, item_rows: &[usize]) -> Result<Value> {
+    let file = model(gigabytes)?;
+    let container = Container::open(&file, &Limits::default())?;
+    let stream = Stream::new(StreamFlags::NON_BLOCKING, None)?;
+    let mut results = Vec::new();
+    for &item_rows in item_rows {
+        let decoder = Decoder::with_image(context, Image::new(&container, ImageOptions { item_rows })?)?;
+        let tensors = decoder.image().tensors().to_vec();
+        let outputs = tensors
+            .iter()
+            .map(|tensor| Ok(DeviceBuffer::<u8>::zeroed(2 * tensor.elements())?))
+            .collect::<Result<Vec<_>>>()?;
+        let pointers: Vec<_> = outputs.iter().map(|output| output.as_device_ptr()).collect();
+        let all: Vec<usize> = (0..tensors.len()).collect();
+        let weights: usize = tensors.iter().map(|tensor| tensor.elements()).sum();
+
+        let plan = decoder.plan(&all, DType::F16, &pointers)?;
+        // SAFETY: the outputs are as long as their tensors and live as long as the plan.
+        let whole = median(&stream, 11, |_| Ok(unsafe { plan.decode(&stream) }?))?;
+        plan.check(&stream)?;
+
+        let mut lines = json!({
+            "item_rows": item_rows,
+            "weights": weights,
+            "file_bits_per_weight": file.len() as f64 * 8.0 / weights as f64,
+            "image_bits_per_weight": decoder.device_bytes() as f64 * 8.0 / weights as f64,
+            "all_to_f16_gweights_per_second": weights as f64 / whole / 1e9,
+        });
+        for shape in [[1, 4096, 4096], [1, 14336, 4096]] {
+            // All matrices of the shape in turn: none is in the cache when it is needed.
+            let alike: Vec<usize> = all.iter().copied().filter(|&tensor| tensors[tensor].shape == shape).collect();
+            let plans = alike
+                .iter()
+                .map(|&tensor| Ok(decoder.plan(&[tensor], DType::F16, &pointers[tensor..=tensor])?))
+                .collect::<Result<Vec<_>>>()?;
+            // SAFETY: as above.
+            let one = median(&stream, 50, |run| Ok(unsafe { plans[run % plans.len()].decode(&stream) }?))?;
+            let [_, out, input] = shape;
+            let name = format!("{out}x{input}");
+            lines[&name]["to_f16_us"] = json!(one * 1e6);
+            for batch in [1usize, 8, 16] {
+                let x: Vec<u16> = (0..batch * input).map(|i| f16::from_f32((i % 17) as f32 / 8.0 - 1.0).to_bits()).collect();
+                let x = DeviceBuffer::from_slice(&x)?;
+                let y = DeviceBuffer::<f32>::zeroed(batch * out)?;
+                let products = alike.iter().map(|&tensor| Ok(decoder.product(tensor, batch)?)).collect::<Result<Vec<_>>>()?;
+                let time = median(&stream, 50, |run| {
+                    // SAFETY: x and y have the lengths that the product needs.
+                    Ok(unsafe { products[run % products.len()].add(&stream, x.as_device_ptr(), y.as_device_ptr()) }?)
+                })?;
+                lines[&name][format!("product_{batch}_us")] = json!(time * 1e6);
+            }
+            lines[&name]["product_error"] = json!(product_error(&decoder, &stream, alike[0], 3)?);
+        }
+        println!("{}", serde_json::to_string(&lines)?);
+        results.push(lines);
+    }
+    Ok(json!(results))
+}
+
+/// ‖y - W x‖ / ‖W x‖ for a product of the device, with the decoded F32 weights and sums in double precision.
+fn product_error(decoder: &Decoder, stream: &Stream, tensor: usize, batch: usize) -> Result<f64> {
+    let (outputs, _) = decode(decoder, stream, &[tensor], DType::F32)?;
+    let weights: Vec<f32> = outputs[0].as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let [_, out, input] = decoder.image().tensors()[tensor].shape;
+    let x: Vec<f16> = (0..batch * input).map(|i| f16::from_f32((i * 7 % 31) as f32 / 16.0 - 0.9)).collect();
+    let bits: Vec<u16> = x.iter().map(|x| x.to_bits()).collect();
+    let (x_on_device, y) = (DeviceBuffer::from_slice(&bits)?, DeviceBuffer::<f32>::zeroed(batch * out)?);
+    let product = decoder.product(tensor, batch)?;
+    // SAFETY: x and y have the lengths that the product needs.
+    unsafe { product.add(stream, x_on_device.as_device_ptr(), y.as_device_ptr())? };
+    product.check(stream)?;
+    let mut found = vec![0f32; batch * out];
+    y.copy_to(&mut found)?;
+    let (mut difference, mut total) = (0.0, 0.0);
+    for n in 0..batch {
+        for (row, weights) in weights.chunks_exact(input).enumerate() {
+            let expected: f64 =
+                weights.iter().zip(&x[n * input..]).map(|(&w, x)| f64::from(w) * x.to_f64()).sum();
+            difference += (f64::from(found[n * out + row]) - expected).powi(2);
+            total += expected.powi(2);
+        }
+    }
+    Ok((difference / total).sqrt())
+}

@@ -1,0 +1,345 @@
+//! Launching the kernels through `cust`, asynchronously on the caller's streams.
+
+use cust::context::{Context, CurrentContext};
+use cust::device::{Device, DeviceAttribute};
+use cust::function::Function;
+use cust::memory::{CopyDestination, DeviceBuffer, DevicePointer};
+use cust::module::{Module, ModuleJitOption};
+use cust::stream::Stream;
+use cust::sys;
+use nwc_decode_core::{Container, DType};
+use nwc_decode_kernels::layout::{BlockRecord, CHUNK, LANES, RING_BYTES, TILE_BYTES};
+
+use crate::{Image, ImageOptions, ptx};
+
+/// Warps of a block.
+const WARPS: usize = 16;
+/// Registers of a thread: with more, too few warps would be at work at once.
+const REGISTERS: u32 = 64;
+/// The most columns of a batch.
+pub const MOST_BATCH: usize = 16;
+
+/// What can go wrong on the way to the device.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// What the driver says.
+    #[error("the CUDA driver failed to {what}: {source}")]
+    Driver {
+        /// What was to be done.
+        what: &'static str,
+        /// The driver's error.
+        source: cust::error::CudaError,
+    },
+    /// The driver refused a call by a number.
+    #[error("the CUDA driver failed to {what}: CUresult {code}")]
+    Refused {
+        /// What was to be done.
+        what: &'static str,
+        /// The driver's number.
+        code: u32,
+    },
+    /// What is wrong with the container, or a tile of it.
+    #[error("{0}")]
+    Container(#[from] nwc_decode_core::Error),
+    /// A tile that cannot be decoded.
+    #[error("tensor `{tensor}`: {source} (error {})", source.code())]
+    Tile {
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong.
+        source: nwc_decode_core::Error,
+    },
+    /// A call that does not suit.
+    #[error("{0}")]
+    Usage(String),
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// Says what was to be done when the driver failed.
+trait Doing<T> {
+    fn to(self, what: &'static str) -> Result<T>;
+}
+
+impl<T> Doing<T> for cust::error::CudaResult<T> {
+    fn to(self, what: &'static str) -> Result<T> {
+        self.map_err(|source| Error::Driver { what, source })
+    }
+}
+
+/// A container in the memory of a device.
+#[derive(Debug)]
+pub struct Decoder {
+    context: Context,
+    module: Module,
+    image: Image,
+    on_device: DeviceBuffer<u8>,
+    /// Shared memory that a block may have.
+    most_shared: usize,
+}
+
+impl Decoder {
+    /// Copies all coded tensors of a container to the context's device.
+    ///
+    /// # Errors
+    /// What is wrong with the container, but for single tiles, or what the driver says.
+    pub fn new(context: &Context, container: &Container<'_>) -> Result<Self> {
+        Self::with_image(context, Image::new(container, ImageOptions::default())?)
+    }
+
+    /// As [`new`](Self::new), with an image made before.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn with_image(context: &Context, image: Image) -> Result<Self> {
+        CurrentContext::set_current(context).to("enter the context")?;
+        let device = CurrentContext::get_device().to("find the context's device")?;
+        let attribute = |attribute| device.get_attribute(attribute).to("tell what the device is");
+        let (major, minor) = (
+            attribute(DeviceAttribute::ComputeCapabilityMajor)?,
+            attribute(DeviceAttribute::ComputeCapabilityMinor)?,
+        );
+        let Some(text) = ptx::for_capability(major, minor) else {
+            return Err(Error::Usage(format!(
+                "the device has compute capability {major}.{minor}; the kernels need 8.0 at least"
+            )));
+        };
+        let options = [ModuleJitOption::MaxRegisters(experiment("NWC_REGISTERS", REGISTERS))];
+        let module = Module::from_ptx(text, &options).to("load the kernels")?;
+        let most_shared = most_shared(&device)?;
+        let on_device = DeviceBuffer::from_slice(image.bytes()).to("copy the image to the device")?;
+        Ok(Self { context: context.clone(), module, image, on_device, most_shared })
+    }
+
+    /// The image: what tensors there are.
+    pub const fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Bytes of the image in the memory of the device.
+    pub fn device_bytes(&self) -> usize {
+        self.on_device.len()
+    }
+
+    /// Prepares decoding some tensors, by their numbers in the image, to `outputs`: row-major [batch, out, in] each, of type `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if a number or the type does not suit, or what the driver says.
+    pub fn plan(&self, tensors: &[usize], dtype: DType, outputs: &[DevicePointer<u8>]) -> Result<Plan<'_>> {
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(Error::Usage(format!("weights can be decoded to F32, F16 or BF16, not to {dtype}")));
+        }
+        if tensors.len() != outputs.len() {
+            return Err(Error::Usage(format!("{} outputs for {} tensors", outputs.len(), tensors.len())));
+        }
+        let launch = self.launch("nwc_decode", tensors, TILE_BYTES)?;
+        let outputs: Vec<u64> = outputs.iter().map(DevicePointer::as_raw).collect();
+        let outputs = DeviceBuffer::from_slice(&outputs).to("copy addresses to the device")?;
+        Ok(Plan { launch, dtype, outputs })
+    }
+
+    /// Prepares y = W x with a tensor, by its number in the image, for up to [`MOST_BATCH`] rows of x.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the tensor is no single matrix or `batch` is too large, or what the driver says.
+    pub fn product(&self, tensor: usize, batch: usize) -> Result<Product<'_>> {
+        if !(1..=MOST_BATCH).contains(&batch) {
+            return Err(Error::Usage(format!("a batch has 1 to {MOST_BATCH} rows, not {batch}")));
+        }
+        let (name, kept) = if batch == 1 { ("nwc_gemv", 1) } else { ("nwc_gemm", MOST_BATCH) };
+        // A chunk turned around, and sums of four chunks.
+        let launch = self.launch(name, &[tensor], TILE_BYTES + 4 * CHUNK * kept * 4)?;
+        let [matrices, out, input] = self.image.tensors()[tensor].shape;
+        if matrices != 1 {
+            return Err(Error::Usage(format!("the tensor is {matrices} matrices; products take one")));
+        }
+        Ok(Product { launch, batch, out, input })
+    }
+
+    fn launch(&self, kernel: &'static str, tensors: &[usize], shared_per_warp: usize) -> Result<Launch<'_>> {
+        if let Some(wrong) = tensors.iter().find(|&&tensor| tensor >= self.image.tensors().len()) {
+            return Err(Error::Usage(format!("there is no tensor {wrong}")));
+        }
+        CurrentContext::set_current(&self.context).to("enter the context")?;
+        let tables = tensors.iter().map(|&tensor| self.image.table_bytes(tensor)).max().unwrap_or(0);
+        let per_warp = LANES * RING_BYTES + shared_per_warp;
+        let warps = (self.most_shared.saturating_sub(tables) / per_warp).min(experiment("NWC_WARPS", WARPS as u32) as usize);
+        if warps == 0 {
+            return Err(Error::Usage(format!("tables of {tables} bytes do not fit the device's shared memory")));
+        }
+        let blocks = self.image.blocks(tensors, warps);
+        let function = self.module.get_function(kernel).to("find a kernel")?;
+        let shared = tables + warps * per_warp;
+        allow_shared(&function, shared)?;
+        Ok(Launch {
+            decoder: self,
+            function,
+            tensors: tensors.to_vec(),
+            grid: blocks.len() as u32,
+            threads: (warps * LANES) as u32,
+            shared: shared as u32,
+            blocks: DeviceBuffer::from_slice(bytemuck::cast_slice::<BlockRecord, u32>(&blocks))
+                .to("copy a list to the device")?,
+            status: DeviceBuffer::zeroed(self.image.items().max(1)).to("take memory on the device")?,
+        })
+    }
+}
+
+fn most_shared(device: &Device) -> Result<usize> {
+    // Not among cust's attributes: CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN.
+    let mut bytes = 0;
+    let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    // SAFETY: writes one integer.
+    let result = unsafe { sys::cuDeviceGetAttribute(&raw mut bytes, attribute, device.as_raw()) };
+    done(result, "tell how much shared memory there is")?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+fn allow_shared(function: &Function<'_>, bytes: usize) -> Result<()> {
+    let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // SAFETY: sets a number of a function that lives.
+    let result = unsafe { sys::cuFuncSetAttribute(function.to_raw(), attribute, bytes as i32) };
+    done(result, "reserve shared memory")
+}
+
+/// The outcome of a call that cust has no name for.
+fn done(result: sys::CUresult, what: &'static str) -> Result<()> {
+    if result == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { Err(Error::Refused { what, code: result as u32 }) }
+}
+
+/// A kernel, with the items that it is to decode.
+struct Launch<'d> {
+    decoder: &'d Decoder,
+    function: Function<'d>,
+    tensors: Vec<usize>,
+    grid: u32,
+    threads: u32,
+    shared: u32,
+    blocks: DeviceBuffer<u32>,
+    status: DeviceBuffer<u32>,
+}
+
+impl Launch<'_> {
+    fn check(&self, stream: &Stream) -> Result<()> {
+        stream.synchronize().to("finish the work")?;
+        let mut status = vec![0; self.status.len()];
+        self.status.copy_to(&mut status).to("copy the status from the device")?;
+        for &tensor in &self.tensors {
+            let image = &self.decoder.image;
+            let codes = &status[image.items_of(tensor)];
+            if let Some(source) = codes.iter().find_map(|&code| crate::oracle::error_of(code)) {
+                return Err(Error::Tile { tensor: image.tensors()[tensor].name.clone(), source });
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&self, stream: &Stream) -> Result<Vec<u32>> {
+        stream.synchronize().to("finish the work")?;
+        let mut status = vec![0; self.status.len()];
+        self.status.copy_to(&mut status).to("copy the status from the device")?;
+        Ok(status)
+    }
+}
+
+/// Tensors that can be decoded, again and again.
+pub struct Plan<'d> {
+    launch: Launch<'d>,
+    dtype: DType,
+    outputs: DeviceBuffer<u64>,
+}
+
+impl Plan<'_> {
+    /// Decodes, asynchronously on a stream.
+    ///
+    /// # Errors
+    /// What the driver says. What is wrong with tiles, [`check`](Self::check) tells.
+    ///
+    /// # Safety
+    /// The outputs are memory of the decoder's device, each as long as its tensor, at a multiple of the type's size, and nobody else uses them until the stream
+    /// has come past this. The plan lives as long. The stream is of the decoder's context.
+    pub unsafe fn decode(&self, stream: &Stream) -> Result<()> {
+        let Launch { decoder, function, grid, threads, shared, blocks, status, .. } = &self.launch;
+        let dtype = u32::from(self.dtype.code());
+        // SAFETY: by the caller; the arguments are the kernel's.
+        unsafe {
+            cust::launch!(function<<<*grid, *threads, *shared, stream>>>(
+                decoder.on_device.as_device_ptr(),
+                blocks.as_device_ptr(),
+                self.outputs.as_device_ptr(),
+                dtype,
+                status.as_device_ptr()
+            ))
+        }
+        .to("launch a kernel")
+    }
+
+    /// Waits for the stream, and looks what became of every item.
+    ///
+    /// # Errors
+    /// [`Error::Tile`] for the first damaged tile: all others are decoded.
+    pub fn check(&self, stream: &Stream) -> Result<()> {
+        self.launch.check(stream)
+    }
+
+    /// Waits for the stream. Error codes by the image's items, 0 for those that are good.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn status(&self, stream: &Stream) -> Result<Vec<u32>> {
+        self.launch.status(stream)
+    }
+}
+
+/// A matrix that can be multiplied with, again and again.
+pub struct Product<'d> {
+    launch: Launch<'d>,
+    batch: usize,
+    out: usize,
+    input: usize,
+}
+
+impl Product<'_> {
+    /// [out, in].
+    pub const fn shape(&self) -> [usize; 2] {
+        [self.out, self.input]
+    }
+
+    /// Adds x W^T to `y`, asynchronously on a stream: `x` [batch, in] as F16, `y` [batch, out] as F32. In which order an element's terms are added is not
+    /// fixed.
+    ///
+    /// # Errors
+    /// What the driver says. What is wrong with tiles, [`check`](Self::check) tells.
+    ///
+    /// # Safety
+    /// `x` and `y` are memory of the decoder's device of those lengths, and nobody else uses `y`, or writes `x`, until the stream has come past this. The
+    /// product lives as long. The stream is of the decoder's context.
+    pub unsafe fn add(&self, stream: &Stream, x: DevicePointer<u16>, y: DevicePointer<f32>) -> Result<()> {
+        let Launch { decoder, function, grid, threads, shared, blocks, status, .. } = &self.launch;
+        let (image, blocks, status) =
+            (decoder.on_device.as_device_ptr(), blocks.as_device_ptr(), status.as_device_ptr());
+        // SAFETY: by the caller; the arguments are the kernel's.
+        unsafe {
+            if self.batch == 1 {
+                cust::launch!(function<<<*grid, *threads, *shared, stream>>>(image, blocks, x, y, status))
+            } else {
+                let batch = self.batch as u32;
+                cust::launch!(function<<<*grid, *threads, *shared, stream>>>(image, blocks, x, batch, y, status))
+            }
+        }
+        .to("launch a kernel")
+    }
+
+    /// As [`Plan::check`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(&self, stream: &Stream) -> Result<()> {
+        self.launch.check(stream)
+    }
+}
+
+fn experiment(name: &str, default: u32) -> u32 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
