@@ -39,8 +39,8 @@ static WIDE_TRELLIS: Aligned<{ include_bytes!("../../../models/wide-trellis8.nwc
 #[repr(C, align(64))]
 struct Aligned<const N: usize>([u8; N]);
 
-/// Weights of the largest tensor.
-const OUTPUT: usize = 320 * 96;
+/// Weights of the largest tensor, the matrix with all lanes.
+const OUTPUT: usize = 512 * 256;
 /// Memory for the model's tables with a look-up of so many bits. More bits find a symbol faster and take more memory.
 const LOOKUP_BITS: u32 = 5;
 const SCRATCH_TABLES: usize = 18;
@@ -53,7 +53,7 @@ const WIDE_SYMBOLS: usize = 128;
 
 type Output = Vec<f16, OUTPUT>;
 /// For one of the measurements only; decoding needs no such buffer.
-type RowValues = Vec<RowValue, 320>;
+type RowValues = Vec<RowValue, 512>;
 
 /// What the whole model took, in instructions.
 #[derive(Default)]
