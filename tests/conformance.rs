@@ -140,11 +140,11 @@ fn check_call(call: &str, bytes: &[u8]) -> Vec<Error> {
         .to_vec(),
         "scratch-small" => {
             let need = codec.required_scratch(6);
-            [(need.words - 1, need.bytes), (need.words, need.bytes - 1), (0, 0)]
-                .map(|(words, bytes)| {
-                    let mut memory = vec![nwc_decode_core::Table::default(); need.tables];
-                    let (mut words, mut bytes) = (vec![0; words], vec![0; bytes]);
-                    let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
+            [(need.tables, need.words - 1), (need.tables - 1, need.words), (0, 0)]
+                .map(|(tables, words)| {
+                    let mut memory = vec![nwc_decode_core::Table::default(); tables];
+                    let mut words = vec![0; words];
+                    let scratch = Scratch { tables: &mut memory, words: &mut words };
                     Tables::expand(&codec, 6, scratch).expect_err("it is too small")
                 })
                 .to_vec()

@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => BUNDLED.to_vec(),
     };
     let container = Container::open(&file, &Limits::default())?;
-    let (mut words, mut bytes) = ([0u32; 2048], [0u8; 8192]);
+    let mut words = [0u32; 4096];
     let mut tile_weights = vec![f16::ZERO; 1 << 20];
 
     for tensor in container.tensors() {
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let coded = original.coded()?;
                 let codec = container.codec(coded.codec_index())?;
                 let mut memory = [Table::EMPTY; 64];
-                let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
+                let scratch = Scratch { tables: &mut memory, words: &mut words };
                 let tables = Tables::expand(&codec, LOOKUP_BITS, scratch)?;
                 let mut sum = 0.0;
                 for number in 0..coded.tiles() {

@@ -1,7 +1,7 @@
 //! Codecs: synthesis, quantiser, and the probability tables' stored form (§4).
 
 use crate::bytes::{BitReader, Reader, unzigzag};
-use crate::tables::ScratchSize;
+use crate::tables::{Layout, ScratchSize};
 use crate::{Error, Limits, Synthesis, num};
 
 /// The largest level of a symbol in a stored table (§4.2).
@@ -213,21 +213,13 @@ impl<'a> Codec<'a> {
 
     /// Scratch memory that [`Tables::expand`](crate::Tables::expand) needs for a look-up of `lookup_bits` bits.
     /// With `lookup_bits` = [`precision`](Self::precision) each symbol is found in one look-up; each bit less
-    /// halves the bytes and makes the search longer. Larger values count as the precision.
+    /// halves the bytes and makes the search longer. Larger values count as the precision, at most 12, and 0 as 1.
+    ///
+    /// On ARM and RISC-V of 32 bits a look-up has 6 bits whatever is asked for: a shift by a constant is worth more there than a shorter search.
     ///
     /// Takes time proportional to the stored tables.
     pub fn required_scratch(&self, lookup_bits: u32) -> ScratchSize {
-        let mut symbols = 0usize;
-        // The tables were checked when the container was opened; a walk cannot fail.
-        let _ = self.each_table(|_, table| {
-            symbols = symbols.saturating_add(num::index(table.symbols));
-            table.levels(|_, _| Some(()))
-        });
-        ScratchSize {
-            tables: self.table_count(),
-            words: symbols,
-            bytes: self.table_count().saturating_mul(1usize << (lookup_bits.min(self.precision) & 15)),
-        }
+        Layout::new(self, lookup_bits).size
     }
 
     pub(crate) fn weight_table_count(&self) -> usize {

@@ -1,7 +1,7 @@
 //! The inner loop: symbols of rows of lanes (§8.2 step 3, §8.3, §8.4).
 
 use crate::rans::Words;
-use crate::tables::Table;
+use crate::tables::{Slots, Symbols};
 use crate::tile::{CHUNK_ROWS, MAX_LANES};
 use crate::{Error, Tables, num};
 
@@ -36,103 +36,89 @@ pub struct Rows<'r> {
     pub latents: &'r mut [[i32; MAX_LANES]; CHUNK_ROWS],
 }
 
-impl RowEngine for Tables<'_> {
-    fn decode_rows(&self, rows: Rows<'_>) -> Result<usize, Error> {
-        if self.unions() == 2 { self.rows::<2>(rows) } else { self.rows::<1>(rows) }
-    }
-}
-
-/// A lane while its rows are decoded. `UNIONS`: tables that its class has, one for each parity of the trellis state if there are two.
-#[derive(Debug, Clone, Copy)]
-struct Lane<'t, const UNIONS: usize> {
+/// A lane while its rows are decoded.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Lane<'t> {
     x: u32,
-    state: u32,
-    /// Of the last symbol.
-    value: i32,
-    tables: &'t [Table<'t>; UNIONS],
+    /// Those of its class, for each parity of the trellis state; twice the same if the codec does not tell them apart.
+    tables: [&'t Symbols<'t>; 2],
 }
 
 /// Marks a weight whose symbol was the escape; no value is as large.
 const ESCAPED: i32 = i32::MIN;
 
-impl<'s> Tables<'s> {
-    #[inline(never)]
-    fn rows<const UNIONS: usize>(&self, rows: Rows<'_>) -> Result<usize, Error> {
-        let (classes, _) = self.all().as_chunks::<UNIONS>();
-        let tables = classes.first().ok_or(Error::Table)?;
-        let mut words = Words::new(rows.words);
-        let mut lanes = [Lane { x: 0, state: 0, value: 0, tables }; MAX_LANES];
+impl RowEngine for Tables<'_> {
+    fn decode_rows(&self, rows: Rows<'_>) -> Result<usize, Error> {
+        let mut lanes = [Lane { x: 0, tables: self.class(0)? }; MAX_LANES];
         let lanes = lanes.get_mut(..rows.lanes).ok_or(Error::Geometry)?;
-        for ((lane, &x), &state) in lanes.iter_mut().zip(&*rows.rans).zip(&*rows.trellis) {
-            (lane.x, lane.state) = (x, u32::from(state));
+        let trellis = rows.trellis.get_mut(..rows.lanes).ok_or(Error::Geometry)?;
+        for (lane, &x) in lanes.iter_mut().zip(&*rows.rans) {
+            lane.x = x;
         }
+        let mut words = Words::new(rows.words);
+        let last = self.classes().wrapping_sub(1).max(0); // never negative, which `clamp` must see
         let mut known = None;
         for (&row_class, out) in rows.row_class.iter().zip(rows.latents) {
-            if known != Some(row_class) {
+            if last > 0 && known != Some(row_class) {
                 known = Some(row_class);
-                let last = self.classes().wrapping_sub(1).max(0); // never negative, which `clamp` must see
                 for (lane, class) in lanes.iter_mut().zip(rows.class) {
                     let class = class.wrapping_add(row_class).clamp(0, last).cast_unsigned();
-                    lane.tables = classes.get(num::index(class)).ok_or(Error::Table)?;
+                    lane.tables = self.class(num::index(class))?;
                 }
             }
-            if self.symbols(&mut words, lanes)? {
-                escapes(&mut words, lanes);
-            }
-            words.check()?;
-            if self.next_states().is_empty() {
-                lanes.iter().zip(out).for_each(|(lane, out)| *out = lane.value);
+            let out = out.get_mut(..rows.lanes).ok_or(Error::Geometry)?;
+            let any_escapes = if self.unions() == 2 {
+                symbols::<true>(self.slots(), &mut words, lanes, trellis, out)?
             } else {
-                indices(self.next_states(), lanes, out)?;
+                symbols::<false>(self.slots(), &mut words, lanes, trellis, out)?
+            };
+            if any_escapes {
+                escapes(&mut words, out)?;
+            }
+            if !self.next_states().is_empty() {
+                indices(self.next_states(), trellis, out)?;
             }
         }
-        for ((lane, x), state) in lanes.iter().zip(rows.rans).zip(rows.trellis) {
-            (*x, *state) = (lane.x, num::low_u8(lane.state));
+        for (lane, x) in lanes.iter().zip(rows.rans) {
+            *x = lane.x;
         }
         Ok(words.read())
     }
+}
 
-    /// One row of symbols and refills (§6); true if there is an escape among them.
-    #[cfg_attr(any(target_arch = "arm", target_arch = "riscv32"), inline(never))]
-    #[cfg_attr(not(any(target_arch = "arm", target_arch = "riscv32")), inline(always))]
-    fn symbols<const UNIONS: usize>(
-        &self,
-        words: &mut Words<'_>,
-        lanes: &mut [Lane<'s, UNIONS>],
-    ) -> Result<bool, Error> {
-        let (precision, spare) = (self.precision() & 31, self.spare_bits() & 31);
-        let mask = (1u32 << precision).wrapping_sub(1);
-        let mut escapes = false;
-        for lane in lanes {
-            let union = if UNIONS == 2 { num::index(lane.state & 1) } else { 0 };
-            let table = lane.tables.get(union).ok_or(Error::Table)?;
-            let slot = lane.x & mask;
-            let first = table.lookup.get(num::index(slot >> spare)).ok_or(Error::Table)?;
-            let mut symbol = u32::from(*first);
-            let (start, offset, frequency) = loop {
-                let entry = *table.entries.get(num::index(symbol)).ok_or(Error::Table)?;
-                let (start, frequency) = (num::low_16(entry), entry >> 16);
-                let offset = slot.wrapping_sub(start);
-                if offset < frequency {
-                    break (start, offset, frequency);
-                }
-                symbol = symbol.wrapping_add(1);
-            };
-            let x = frequency.wrapping_mul(lane.x >> precision).wrapping_add(offset);
-            lane.x = words.refill(x);
-            lane.value = table.first_value.wrapping_add(symbol.cast_signed());
-            // Nothing but the escape, the first symbol, begins at slot 0.
-            if num::CHEAP_BRANCHES {
-                if start == 0 {
-                    lane.value = escaped(&mut escapes);
-                }
-            } else {
-                escapes |= start == 0;
-                lane.value = if start == 0 { ESCAPED } else { lane.value };
-            }
-        }
-        Ok(escapes)
+/// One row of symbols and refills (§6); true if there is an escape among them. `SPLIT`: the tables depend on the trellis state.
+///
+/// All slices are as long as there are lanes. They shorten at the end of the loop, one beside the other: so a single count of what is left serves
+/// all of them, and each is a pointer that moves when it is not needed any more. That spares a small device's registers.
+#[cfg_attr(any(target_arch = "arm", target_arch = "riscv32"), inline(never))]
+#[cfg_attr(not(any(target_arch = "arm", target_arch = "riscv32")), inline(always))]
+fn symbols<const SPLIT: bool>(
+    slots: Slots,
+    words: &mut Words<'_>,
+    mut lanes: &mut [Lane<'_>],
+    trellis: &[u8],
+    out: &mut [i32],
+) -> Result<bool, Error> {
+    let mut states = trellis.get(..lanes.len()).ok_or(Error::Geometry)?;
+    let mut out = out.get_mut(..lanes.len()).ok_or(Error::Geometry)?;
+    let mut rest = words.clone();
+    let mut escapes = false;
+    while let (Some(lane), Some(state), Some(place)) = (lanes.first_mut(), states.first(), out.first_mut()) {
+        let union = if SPLIT { usize::from(state & 1) } else { 0 };
+        let table = lane.tables.get(union).ok_or(Error::Table)?;
+        let (value, x) = table.decode(slots, lane.x, |_| escaped(&mut escapes))?;
+        lane.x = rest.refill(x)?;
+        *place = value;
+        let (Some((_, lanes_left)), Some((_, states_left)), Some((_, out_left))) =
+            (lanes.split_first_mut(), states.split_first(), out.split_first_mut())
+        else {
+            break;
+        };
+        (lanes, states, out) = (lanes_left, states_left, out_left);
     }
+    *words = rest;
+    Ok(escapes)
 }
 
 /// A call keeps what is rare out of the loop's registers.
@@ -146,23 +132,20 @@ fn escaped(escapes: &mut bool) -> i32 {
 /// Reads the values of a row's escapes (§8.2).
 #[cold]
 #[inline(never)]
-fn escapes<const UNIONS: usize>(words: &mut Words<'_>, lanes: &mut [Lane<'_, UNIONS>]) {
-    for lane in lanes.iter_mut().filter(|lane| lane.value == ESCAPED) {
-        lane.value = num::sign_extend_16(words.take());
+fn escapes(words: &mut Words<'_>, out: &mut [i32]) -> Result<(), Error> {
+    for value in out.iter_mut().filter(|value| **value == ESCAPED) {
+        *value = num::sign_extend_16(words.take()?);
     }
+    Ok(())
 }
 
 /// Turns a row's values into indices, and moves the trellis states on (§8.4).
 #[inline(always)]
-fn indices<const UNIONS: usize>(
-    next_states: &[u8],
-    lanes: &mut [Lane<'_, UNIONS>],
-    out: &mut [i32; MAX_LANES],
-) -> Result<(), Error> {
-    for (lane, out) in lanes.iter_mut().zip(out) {
-        let branch = (lane.state << 1) | (lane.value.cast_unsigned() & 1);
-        *out = lane.value.wrapping_mul(2).wrapping_add((lane.state & 1).cast_signed());
-        lane.state = u32::from(*next_states.get(num::index(branch)).ok_or(Error::Codec)?);
+fn indices(next_states: &[u8], trellis: &mut [u8], out: &mut [i32]) -> Result<(), Error> {
+    for (state, value) in trellis.iter_mut().zip(out) {
+        let branch = (usize::from(*state) << 1) | num::index(value.cast_unsigned() & 1);
+        *value = value.wrapping_mul(2).wrapping_add(i32::from(*state & 1));
+        *state = *next_states.get(branch).ok_or(Error::Codec)?;
     }
     Ok(())
 }

@@ -28,8 +28,8 @@
 //!     // A direct look-up is fastest; fewer bits take less memory and search (§6.2 does not say how to find a symbol).
 //!     let need = codec.required_scratch(codec.precision());
 //!     let mut memory = vec![Table::default(); need.tables];
-//!     let (mut words, mut bytes) = (vec![0; need.words], vec![0; need.bytes]);
-//!     let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
+//!     let mut words = vec![0; need.words];
+//!     let scratch = Scratch { tables: &mut memory, words: &mut words };
 //!     let tables = Tables::expand(&codec, codec.precision(), scratch)?;
 //!
 //!     let mut weights = vec![0f32; tensor.elements()];
@@ -59,9 +59,8 @@
 //!
 //! let codec = container.codec(0)?;
 //! let need = codec.required_scratch(6);
-//! let (mut tables, mut words, mut bytes) =
-//!     (vec![Table::default(); need.tables], vec![0; need.words], vec![0; need.bytes]);
-//! let scratch = Scratch { tables: &mut tables, words: &mut words, bytes: &mut bytes };
+//! let (mut tables, mut words) = (vec![Table::default(); need.tables], vec![0; need.words]);
+//! let scratch = Scratch { tables: &mut tables, words: &mut words };
 //! let tables = Tables::expand(&codec, 6, scratch)?;
 //!
 //! let mut window = [0; WINDOW_BYTES];

@@ -8,8 +8,9 @@ use half::{bf16, f16};
 // Every supported target has pointers of at least 32 bits, so a u32 always fits a usize.
 const _: () = assert!(usize::BITS >= u32::BITS);
 
-/// Where nothing predicts branches, skipping work by one costs little; elsewhere what is a matter of chance is better computed in any case.
-pub(crate) const CHEAP_BRANCHES: bool = cfg!(any(target_arch = "arm", target_arch = "riscv32"));
+/// A microcontroller. There nothing predicts branches, and skipping work by one costs little; elsewhere what is a matter of chance is better
+/// computed in any case. And memory is short.
+pub(crate) const SMALL_DEVICE: bool = cfg!(any(target_arch = "arm", target_arch = "riscv32"));
 
 /// A u32 as an index.
 pub(crate) const fn index(x: u32) -> usize {
@@ -41,6 +42,12 @@ pub(crate) const fn low_u32(x: u64) -> u32 {
     (x & 0xFFFF_FFFF) as u32
 }
 
+/// The high and the low half.
+#[inline(always)]
+pub(crate) const fn split(x: u64) -> (u32, u32) {
+    ((x >> 32) as u32, low_u32(x))
+}
+
 /// The low 16 bits.
 #[inline(always)]
 pub(crate) const fn low_16(x: u32) -> u32 {
@@ -67,7 +74,7 @@ pub(crate) fn f16_bits(x: f32) -> u16 {
     let magnitude = bits & 0x7FFF_FFFF;
     let rounded = magnitude.wrapping_add(0xFFF).wrapping_add((magnitude >> 13) & 1) >> 13;
     let normal = rounded.wrapping_sub(112 << 10);
-    if CHEAP_BRANCHES && (SMALLEST_NORMAL..OVERFLOW).contains(&magnitude) {
+    if SMALL_DEVICE && (SMALLEST_NORMAL..OVERFLOW).contains(&magnitude) {
         return (sign | normal) as u16;
     }
     // The spacing of binary32 in [0.5, 1) is 2^-24, that of binary16 subnormals: adding 0.5 rounds to it.

@@ -1,5 +1,7 @@
 //! Streams of 16-bit words, and lanes of 32-bit states that read them (§6).
 
+use core::slice::Iter;
+
 use crate::bytes::Reader;
 use crate::codec::SideTable;
 use crate::directory::CodedEntry;
@@ -8,69 +10,68 @@ use crate::{Error, Tables, num, scale};
 /// The bottom of a lane's range; also the state in which every lane ends.
 pub(crate) const LOWER_BOUND: u32 = 1 << 16;
 
-/// Words of a stream from some place on, and how many of them have been read.
-#[derive(Debug, Clone, Copy)]
+/// Words of a stream from some place on.
+#[derive(Debug, Clone)]
 pub(crate) struct Words<'a> {
-    words: &'a [[u8; 2]],
-    /// May pass the end within a step; [`check`](Self::check) then reports it.
-    read: usize,
+    rest: Iter<'a, [u8; 2]>,
+    /// How many there were.
+    count: usize,
 }
 
 impl<'a> Words<'a> {
-    pub(crate) const fn new(words: &'a [[u8; 2]]) -> Self {
-        Self { words, read: 0 }
+    pub(crate) fn new(words: &'a [[u8; 2]]) -> Self {
+        Self { rest: words.iter(), count: words.len() }
     }
 
-    /// The next word; 0 beyond the end.
+    /// Takes a word.
+    ///
+    /// # Errors
+    /// [`Error::Overrun`] if none is left.
     #[inline(always)]
-    fn peek(&self) -> u32 {
-        self.words.get(self.read).map_or(0, |word| u32::from(u16::from_le_bytes(*word)))
+    pub(crate) fn take(&mut self) -> Result<u32, Error> {
+        self.rest.next().map(|word| u32::from(u16::from_le_bytes(*word))).ok_or(Error::Overrun)
     }
 
-    /// Takes a word. Reading past the end gives 0, and an error from the next [`check`](Self::check).
+    /// Brings a lane back into its range (§6.3).
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
     #[inline(always)]
-    pub(crate) fn take(&mut self) -> u32 {
-        let word = self.peek();
-        self.read = self.read.wrapping_add(1);
-        word
-    }
-
-    /// Brings a lane back into its range (§6.3). Past the end as with [`take`](Self::take).
-    #[inline(always)]
-    pub(crate) fn refill(&mut self, x: u32) -> u32 {
-        if num::CHEAP_BRANCHES {
-            return if x < LOWER_BOUND { (x << 16) | self.take() } else { x };
-        }
-        let word = self.peek();
+    pub(crate) fn refill(&mut self, x: u32) -> Result<u32, Error> {
         let low = x < LOWER_BOUND;
-        self.read = self.read.wrapping_add(usize::from(low));
-        if low { (x << 16) | word } else { x }
-    }
-
-    /// An error if more words were read than there are. To be called before what was read is used.
-    #[inline(always)]
-    pub(crate) const fn check(&self) -> Result<(), Error> {
-        if self.read <= self.words.len() { Ok(()) } else { Err(Error::Overrun) }
+        if num::SMALL_DEVICE {
+            return if low { Ok((x << 16) | self.take()?) } else { Ok(x) };
+        }
+        // Whether a word is taken is a matter of chance: computed, since a branch would be mispredicted.
+        let rest = self.rest();
+        let Some(word) = rest.first() else { return if low { Err(Error::Overrun) } else { Ok(x) } };
+        self.rest = rest.get(usize::from(low)..).unwrap_or(&[]).iter();
+        let refilled = (x << 16) | u32::from(u16::from_le_bytes(*word));
+        Ok(if low { refilled } else { x })
     }
 
     /// Checks that the words are used up but for one zero word of padding (§5.3).
     pub(crate) fn finish(&self) -> Result<(), Error> {
-        if matches!(self.words.get(self.read..), Some([] | [[0, 0]])) { Ok(()) } else { Err(Error::Trailing) }
+        if matches!(self.rest(), [] | [[0, 0]]) { Ok(()) } else { Err(Error::Trailing) }
     }
 
     /// Number of words read.
-    pub(crate) const fn read(&self) -> usize {
-        self.read
+    pub(crate) fn read(&self) -> usize {
+        self.count.saturating_sub(self.rest.len())
     }
 
     /// The words that are left.
     pub(crate) fn rest(&self) -> &'a [[u8; 2]] {
-        self.words.get(self.read..).unwrap_or(&[])
+        self.rest.as_slice()
     }
 
     /// Skips words that somebody else has read.
-    pub(crate) const fn skip(&mut self, count: usize) {
-        self.read = self.read.saturating_add(count);
+    ///
+    /// # Errors
+    /// [`Error::Overrun`] if there are not as many.
+    pub(crate) fn skip(&mut self, count: usize) -> Result<(), Error> {
+        self.rest = self.rest().get(count..).ok_or(Error::Overrun)?.iter();
+        Ok(())
     }
 }
 
@@ -138,20 +139,15 @@ impl RowTables {
             if words.rest().len() < 2 {
                 return Err(Error::Geometry);
             }
-            place.state = words.take() | (words.take() << 16);
+            place.state = words.take()? | (words.take()? << 16);
             if place.state < LOWER_BOUND {
                 return Err(Error::LaneState);
             }
         }
-        let mut value = |table: Option<usize>| {
-            let Some(table) = table else { return Ok(0) };
-            let value = tables.decode(table, &mut place.state)?;
-            place.state = words.refill(place.state);
-            words.check()?;
-            Ok(value)
-        };
         // Most rows have the scale of the one before.
         let (mut code, mut known) = (i32::MIN, 0.0);
+        let mut value =
+            |table: Option<usize>| table.map_or(Ok(0), |table| value(tables, table, place, words));
         for (class, row_scale) in rows {
             let next_code = self.step.wrapping_add(value(self.scale)? << self.shift);
             if next_code != code {
@@ -171,4 +167,17 @@ impl RowTables {
         *place = RowPlace::default();
         words.finish()
     }
+}
+
+/// The next value of a kind of row side information.
+#[cfg_attr(any(target_arch = "arm", target_arch = "riscv32"), inline(never))]
+fn value(
+    tables: &Tables<'_>,
+    table: usize,
+    place: &mut RowPlace,
+    words: &mut Words<'_>,
+) -> Result<i32, Error> {
+    let value = tables.decode(table, &mut place.state)?;
+    place.state = words.refill(place.state)?;
+    Ok(value)
 }

@@ -384,10 +384,9 @@ impl<'t> Walk<'t> {
             let Some(table) = entry.table(kind, &self.tables)? else { continue };
             for (x, value) in lanes.rans.iter_mut().zip(values).take(self.active) {
                 let decoded = self.tables.decode(table, x)?;
-                *x = words.refill(*x);
+                *x = words.refill(*x)?;
                 *value = base.wrapping_add(decoded);
             }
-            words.check()?;
         }
         self.set_column_scale()
     }
@@ -442,7 +441,7 @@ impl<'t> Walk<'t> {
         }
 
         let lanes = &mut self.place.lanes;
-        words.skip(engine.decode_rows(Rows {
+        let read = engine.decode_rows(Rows {
             words: words.rest(),
             rans: &mut lanes.rans,
             trellis: &mut lanes.trellis,
@@ -450,8 +449,8 @@ impl<'t> Walk<'t> {
             row_class: row_class.get(..rows).unwrap_or(&[]),
             lanes: self.active,
             latents: &mut chunk.latents,
-        })?);
-        words.check()?;
+        })?;
+        words.skip(read)?;
         chunk.rows = rows;
         chunk.lanes = self.active;
         chunk.first_row = self.place.row;

@@ -81,7 +81,7 @@ pub fn coding_name(coding: Coding) -> &'static str {
 
 /// Memory for the tables of a [`Decoder`].
 #[derive(Debug, Default)]
-pub struct TableMemory<'a>(Vec<(Vec<Table<'a>>, Vec<u32>, Vec<u8>)>);
+pub struct TableMemory<'a>(Vec<(Vec<Table<'a>>, Vec<u32>)>);
 
 /// A container with its tensors listed and its tables expanded, so that any tensor can be decoded at once.
 #[derive(Debug)]
@@ -122,13 +122,13 @@ impl<'a> Decoder<'a> {
         memory.0 = codecs
             .iter()
             .map(|codec| codec.required_scratch(codec.precision()))
-            .map(|need| (vec![Table::default(); need.tables], vec![0; need.words], vec![0; need.bytes]))
+            .map(|need| (vec![Table::default(); need.tables], vec![0; need.words]))
             .collect();
         let codecs = codecs
             .iter()
             .zip(&mut memory.0)
-            .map(|(codec, (tables, words, bytes))| {
-                let tables = Tables::expand(codec, codec.precision(), Scratch { tables, words, bytes })?;
+            .map(|(codec, (tables, words))| {
+                let tables = Tables::expand(codec, codec.precision(), Scratch { tables, words })?;
                 Ok(ExpandedCodec { tables, engine: SimdEngine::new(&tables, level) })
             })
             .collect::<Result<_, _>>()

@@ -69,8 +69,7 @@ pub fn with_tables<R>(
     let need = codec.required_scratch(lookup_bits);
     let mut memory = vec![Table::default(); need.tables];
     let mut words = vec![u32::from_ne_bytes([fill; 4]); need.words];
-    let mut bytes = vec![fill; need.bytes];
-    let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
+    let scratch = Scratch { tables: &mut memory, words: &mut words };
     then(&Tables::expand(codec, lookup_bits, scratch)?)
 }
 

@@ -80,14 +80,15 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// A safetensors file with 256 x 64 normal weights: its rows fill all lanes.
+/// A safetensors file with 512 x 256 normal weights, as many as it takes for the encoder to give a tile all 32 lanes.
 fn wide_matrix() -> Vec<u8> {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let header = r#"{"matrix.weight":{"dtype":"F16","shape":[256,64],"data_offsets":[0,32768]}}"#.to_owned();
+    let header =
+        r#"{"matrix.weight":{"dtype":"F16","shape":[512,256],"data_offsets":[0,262144]}}"#.to_owned();
     let header = format!("{header:<80}");
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.bytes());
-    for _ in 0..256 * 64 {
+    for _ in 0..512 * 256 {
         let weight: f32 = StandardNormal.sample(&mut rng);
         file.extend(f16::from_f32(0.02 * weight).to_le_bytes());
     }

@@ -154,8 +154,8 @@ fn beginning(container: &Container<'_>, tensor: &Tensor<'_>) {
 fn with_tables<R>(codec: &Codec<'_>, lookup_bits: u32, then: impl FnOnce(&Tables<'_>) -> R) -> R {
     let need = codec.required_scratch(lookup_bits);
     let mut memory = vec![Table::default(); need.tables];
-    let (mut words, mut bytes) = (vec![!0; need.words], vec![!0; need.bytes]);
-    let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
+    let mut words = vec![!0; need.words];
+    let scratch = Scratch { tables: &mut memory, words: &mut words };
     let tables = Tables::expand(codec, lookup_bits, scratch).expect("it was asked what is needed");
     then(&tables)
 }

@@ -146,7 +146,7 @@ fn codec_calls(codec: &Codec<'static>, coded: &CodedTensor<'_>) -> Result<(), Er
     see(any(SideTable::RowScale).mask());
     let need: ScratchSize = codec.required_scratch(any(8));
     see(need.total_bytes());
-    let tables = Tables::expand(codec, any(8), Scratch { tables: slice(), words: slice(), bytes: slice() })?;
+    let tables = Tables::expand(codec, any(8), Scratch { tables: slice(), words: slice() })?;
     see((tables.precision(), tables.unions(), tables.classes(), tables.next_states().len()));
     see(any(Table::EMPTY));
     see(tables.weight_symbols(any(0), any(0)).count());
@@ -216,7 +216,7 @@ fn remote(front: &'static [u8]) -> Result<(), Error> {
     let _ = any(any(tensor).check_raw(&mut source, slice()));
     let _ = any(any(tensor).read_raw(&mut source, any(0), slice()));
     let codec = container.codec(any(0))?;
-    let tables = Tables::expand(&codec, any(8), Scratch { tables: slice(), words: slice(), bytes: slice() })?;
+    let tables = Tables::expand(&codec, any(8), Scratch { tables: slice(), words: slice() })?;
     let coded = any(tensor).remote(&mut source)?;
     geometry_calls(coded.geometry())?;
     let out: &mut [f16] = slice();
