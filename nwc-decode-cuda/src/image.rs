@@ -77,8 +77,8 @@ impl Image {
             let codec = container.codec(coded.codec_index())?;
             let need = codec.required_scratch(codec.precision());
             let mut memory = vec![Table::default(); need.tables];
-            let (mut words, mut bytes) = (vec![0; need.words], vec![0; need.bytes]);
-            let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
+            let mut words = vec![0; need.words];
+            let scratch = Scratch { tables: &mut memory, words: &mut words };
             let tables = Tables::expand(&codec, codec.precision(), scratch)?;
             let hadamard = codec.synthesis() == Synthesis::Hadamard;
 

@@ -8,7 +8,7 @@ use cust::module::{Module, ModuleJitOption};
 use cust::stream::Stream;
 use cust::sys;
 use nwc_decode_core::{Container, DType};
-use nwc_decode_kernels::layout::{BlockRecord, CHUNK, LANES, RING_BYTES, TILE_BYTES};
+use nwc_decode_kernels::layout::{BlockRecord, DECODE_WARP_BYTES, LANES, RING_BYTES, product_warp_bytes};
 
 use crate::{Image, ImageOptions, ptx};
 
@@ -133,7 +133,7 @@ impl Decoder {
         if tensors.len() != outputs.len() {
             return Err(Error::Usage(format!("{} outputs for {} tensors", outputs.len(), tensors.len())));
         }
-        let launch = self.launch("nwc_decode", tensors, TILE_BYTES)?;
+        let launch = self.launch("nwc_decode", tensors, DECODE_WARP_BYTES)?;
         let outputs: Vec<u64> = outputs.iter().map(DevicePointer::as_raw).collect();
         let outputs = DeviceBuffer::from_slice(&outputs).to("copy addresses to the device")?;
         Ok(Plan { launch, dtype, outputs })
@@ -148,8 +148,7 @@ impl Decoder {
             return Err(Error::Usage(format!("a batch has 1 to {MOST_BATCH} rows, not {batch}")));
         }
         let (name, kept) = if batch == 1 { ("nwc_gemv", 1) } else { ("nwc_gemm", MOST_BATCH) };
-        // A chunk turned around, and sums of four chunks.
-        let launch = self.launch(name, &[tensor], TILE_BYTES + 4 * CHUNK * kept * 4)?;
+        let launch = self.launch(name, &[tensor], product_warp_bytes(kept))?;
         let [matrices, out, input] = self.image.tensors()[tensor].shape;
         if matrices != 1 {
             return Err(Error::Usage(format!("the tensor is {matrices} matrices; products take one")));

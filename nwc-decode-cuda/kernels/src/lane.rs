@@ -73,8 +73,9 @@ pub struct Direct<M> {
     /// Bits of an address that come from the slot.
     slot_mask: u32,
     last_class: i32,
-    /// What the next state is combined with, in the lane's units: byte 2 if the value is odd, byte 4 if the state is, byte 6 if both are.
-    taps: u64,
+    /// What the next state is combined with, in the lane's units: byte 1 if the state is odd, byte 2 if the value is, byte 3 if both are. An index's
+    /// lowest bits say which: they are the parities of the state and of the value.
+    taps: u32,
     trellis: bool,
 }
 
@@ -82,13 +83,13 @@ impl<M: Memory> Direct<M> {
     /// Of a tensor's record.
     #[inline(always)]
     pub fn new(memory: M, tensor: &TensorRecord) -> Self {
-        let (feedback, input) = (u64::from(tensor.taps & 0xFFFF) << 2, u64::from(tensor.taps >> 16) << 2);
+        let (feedback, input) = ((tensor.taps & 0xFFFF) << 2, (tensor.taps >> 16) << 2);
         Self {
             memory,
             precision: tensor.precision,
             slot_mask: ((1 << tensor.precision) - 1) << SLOT_SHIFT,
             last_class: tensor.classes.cast_signed() - 1,
-            taps: (input << 16) | (feedback << 32) | ((feedback ^ input) << 48),
+            taps: (feedback << 8) | (input << 16) | ((feedback ^ input) << 24),
             trellis: tensor.trellis != 0,
         }
     }
@@ -113,8 +114,7 @@ impl<M: Memory> Symbols for Direct<M> {
         if CAREFUL && index == i32::from(ESCAPE) {
             index = escape(words, self.trellis, lane.trellis);
         }
-        let branch = (lane.trellis & 4) | (index.cast_unsigned() & 2);
-        lane.trellis = xor_and(lane.trellis >> 1, byte_of(self.taps, branch), 0xFC);
+        lane.trellis = xor_and(lane.trellis >> 1, byte_of(self.taps, index.cast_unsigned() & 3), 0xFC);
         index
     }
 }

@@ -12,13 +12,13 @@ pub const fn sign_extend_16(word: u32) -> i32 {
     word as u16 as i16 as i32
 }
 
-/// Byte `number` of eight, in the low bits; what the others hold does not matter. `number` is below 8.
+/// Byte `number` of four, in the low bits; what the others hold does not matter. `number` is below 4.
 #[inline(always)]
-pub fn byte_of(bytes: u64, number: u32) -> u32 {
+pub fn byte_of(bytes: u32, number: u32) -> u32 {
     #[cfg(target_arch = "nvptx64")]
-    return crate::device::intrinsics::prmt(bytes as u32, (bytes >> 32) as u32, number);
+    return crate::device::intrinsics::prmt(bytes, bytes, number);
     #[cfg(not(target_arch = "nvptx64"))]
-    return (bytes >> (8 * number)) as u32;
+    return bytes >> (8 * number);
 }
 
 /// Bits of `one` where the mask has ones, of `other` elsewhere.

@@ -4,11 +4,11 @@ use nwc_decode_core::DType;
 
 use super::block::Block;
 use super::intrinsics::{
-    load_global_4, load_matrices, pack_bf16, pack_f16, store_global, store_global_4, store_global_16, store_shared_4, sync_warp,
+    load_matrices, load_shared_4, pack_bf16, pack_f16, store_global, store_global_4, store_global_16, store_shared_4, store_shared_f32, sync_warp,
 };
 use super::item::{Place, Sink, decode};
 use crate::lane::{rows, weight};
-use crate::layout::{BlockRecord, CHUNK, ColumnRecord, LANES, TILE_BYTES};
+use crate::layout::{self, BlockRecord, CHUNK, ColumnRecord, LANES, TILE_BYTES};
 
 /// Decodes items into tensors in the memory of the device. The grid has a block for each of `blocks`; each block has a multiple of 32 threads, and shared memory for
 /// its threads' rings and the largest tables of its tensors.
@@ -27,10 +27,10 @@ pub unsafe extern "ptx-kernel" fn nwc_decode(
 ) {
     // SAFETY: by the caller.
     unsafe {
-        let block = Block::enter(image, blocks, Block::warps() * TILE_BYTES as u32);
+        let block = Block::enter(image, blocks, Block::warps() * WARP_BYTES);
         let output = outputs.add(block.record.output as usize).read();
         // Not by a closure, which would not be inlined.
-        let tile = block.own + Block::warp() * TILE_BYTES as u32;
+        let tile = block.own + Block::warp() * WARP_BYTES;
         let mut number = Block::warp();
         while number < block.record.items {
             let place = block.place(number);
@@ -41,6 +41,9 @@ pub unsafe extern "ptx-kernel" fn nwc_decode(
         }
     }
 }
+
+/// Bytes of shared memory of a warp.
+const WARP_BYTES: u32 = layout::DECODE_WARP_BYTES as u32;
 
 /// A type that weights are written as.
 trait Format {
@@ -137,8 +140,10 @@ struct Writer {
     /// False for lanes beside the matrix.
     active: bool,
     along: Along,
-    /// Shared memory of the warp for a chunk.
+    /// Shared memory of the warp: for a chunk, and behind it for the scales of its rows.
     tile: u32,
+    /// Scale of the next chunk's row whose number in the chunk is the lane's, modulo 16.
+    row_scale: f32,
 }
 
 /// How a lane's weights lie in the tensor.
@@ -187,6 +192,7 @@ impl Writer {
             active: place.lane < item.columns_here,
             along,
             tile,
+            row_scale: 0.0,
         }
     }
 
@@ -244,11 +250,21 @@ impl Writer {
 
 impl Sink for Writer {
     #[inline(always)]
+    fn prepare(&mut self, place: &Place, row: u32) {
+        // SAFETY: row scales lie in memory for whole chunks, and items begin at whole ones.
+        self.row_scale = unsafe { place.image.read(place.item.row_scales, row + place.lane % CHUNK as u32) };
+    }
+
+    #[inline(always)]
     fn chunk<const CAREFUL: bool>(&mut self, place: &Place, row: u32, latents: [i32; CHUNK]) {
         let (scale, unit) = if CAREFUL { (self.scale, self.unit) } else { (self.scale * self.unit, 1.0) };
-        let scales = place.image.at(place.item.row_scales).cast::<f32>().wrapping_add(row as usize);
-        // SAFETY: row scales lie in memory for whole chunks, and items begin at whole ones.
-        let scales = [0, 4, 8, 12].map(|first| unsafe { load_global_4(scales.add(first)) });
+        let at = self.tile + TILE_BYTES as u32;
+        // SAFETY: the warp's own shared memory.
+        let scales = unsafe {
+            store_shared_f32(at + place.lane % CHUNK as u32 * 4, self.row_scale);
+            sync_warp();
+            [load_shared_4(at), load_shared_4(at + 16), load_shared_4(at + 32), load_shared_4(at + 48)]
+        };
         let values = rows!(ROW => weight::<CAREFUL>(latents[ROW], unit, scales[ROW / 4][ROW % 4], scale));
         // SAFETY: lanes beside the matrix write nothing.
         unsafe {

@@ -52,8 +52,8 @@ pub unsafe extern "ptx-kernel" fn nwc_gemm(
     unsafe { product::<2, 16>(image, blocks, x, batch, y, status) }
 }
 
-/// Chunks whose products a block sums up together, so that it need not wait so often.
-const TOGETHER: u32 = 4;
+/// Chunks whose products a block sums up together.
+const TOGETHER: u32 = layout::TOGETHER as u32;
 
 /// `TILES` matrices of 8 columns hold the batch, of which `KEPT` columns are of use.
 #[inline(always)]

@@ -157,17 +157,17 @@ pub(crate) unsafe fn store_shared_f32(address: u32, value: f32) {
     }
 }
 
-/// Loads four floats that nobody writes while the kernel runs.
+/// Loads four floats from shared memory.
 ///
 /// # Safety
-/// The address is a multiple of 16, of global memory.
+/// The address is a multiple of 16 within the block's shared memory.
 #[inline(always)]
-pub(crate) unsafe fn load_global_4(address: *const f32) -> [f32; 4] {
+pub(crate) unsafe fn load_shared_4(address: u32) -> [f32; 4] {
     let (a, b, c, d): (f32, f32, f32, f32);
     // SAFETY: by the caller.
     unsafe {
-        asm!("ld.global.nc.v4.f32 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d,
-            in(reg64) address, options(pure, readonly, nostack));
+        asm!("ld.shared.v4.f32 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d,
+            in(reg32) address, options(readonly, nostack));
     }
     [a, b, c, d]
 }

@@ -91,6 +91,10 @@ pub(crate) struct Place {
 
 /// What is done with the rows of a chunk.
 pub(crate) trait Sink {
+    /// Before a chunk is decoded: what comes from memory can be asked for.
+    #[inline(always)]
+    fn prepare(&mut self, _place: &Place, _row: u32) {}
+
     /// `latents` are quantisation indices, or after the Hadamard synthesis four times the latents; `row` counts from the item's first. `CAREFUL`: rows may be
     /// missing at the end, and latents large.
     fn chunk<const CAREFUL: bool>(&mut self, place: &Place, row: u32, latents: [i32; CHUNK]);
@@ -155,10 +159,18 @@ unsafe fn walk<const CAREFUL: bool>(
     let row_class = |row: u32| unsafe { place.image.read::<i32>(item.row_classes, row) };
     let class = symbols.class(column.class.wrapping_add(row_class(0)));
 
+    let always = CAREFUL || item.flags & flag::CAREFUL != 0;
+    let mut escapes = 0;
     let mut row = 0;
     while row < item.rows {
-        // SAFETY: the item has a bit for each chunk.
-        let careful = CAREFUL || item.flags & flag::CAREFUL != 0 || unsafe { has_escapes(place, row) };
+        let chunk = row / CHUNK as u32;
+        if chunk % 32 == 0 {
+            // SAFETY: the item has a bit for each chunk.
+            escapes = unsafe { place.image.read(item.escapes, chunk / 32) };
+        }
+        let careful = always || escapes & 1 != 0;
+        escapes >>= 1;
+        sink.prepare(place, row);
         if careful {
             let rows = (item.rows - row).min(CHUNK as u32);
             let class_of = |r: u32| symbols.class(column.class.wrapping_add(row_class(row + r)));
@@ -182,17 +194,6 @@ unsafe fn walk<const CAREFUL: bool>(
     let next: LaneRecord = unsafe { place.image.read(item.lanes, place.lane + 1) };
     let ends = item.flags & flag::LAST != 0;
     finish(words.position(), next.start(), if ends { lane.x } else { LOWER_BOUND })
-}
-
-/// Whether there are escapes in a chunk.
-///
-/// # Safety
-/// The item has a bit for it.
-#[inline(always)]
-unsafe fn has_escapes(place: &Place, row: u32) -> bool {
-    let chunk = row / CHUNK as u32;
-    // SAFETY: by the caller.
-    unsafe { place.image.read::<u32>(place.item.escapes, chunk / 32) >> (chunk % 32) & 1 != 0 }
 }
 
 /// Compares where a lane came to with where it must (§6.4): the code of what is wrong, or 0.
