@@ -1,6 +1,6 @@
 //! Probability tables: fitting them to counts, storing them, and what they make a symbol cost (docs/bitstream.md §4).
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use nwc_decode_core::{MAX_LEVEL, frequencies};
 
@@ -11,6 +11,8 @@ use super::search::Quantiser;
 const MAX_SYMBOLS: usize = 256;
 /// Bits that an escape costs besides its symbol.
 const ESCAPE_BITS: f32 = 16.0;
+/// Bits that a stored level takes, about.
+const LEVEL_BITS: f64 = 4.0;
 
 /// How often each value occurred.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -139,6 +141,42 @@ impl Tally {
     }
 }
 
+/// First and last value of the cheapest alphabet of a weight table; `precision` and `scale` are those of [`Table::fit_weights`].
+///
+/// A value in the alphabet takes a slot from the others, and a level in the file; left out, it takes an escape each time. Of all alphabets that arise when
+/// the values leave one by one, always the rarer end or the farther of equals, the cheapest is found without fitting a table to any.
+fn alphabet(counts: &Counts, precision: u32, scale: f64) -> RangeInclusive<i32> {
+    let total = counts.total().max(1) as f64;
+    let shared = f64::from(1u32 << precision);
+    // With a slot for each symbol and 2^precision more shared out by count, a symbol has 1 + share * 2^precision of symbols + 2^precision slots.
+    let gain = |count: f64| count * (1.0 + count / total * shared).log2();
+    let storable = i32::from(i16::MIN)..=i32::from(i16::MAX);
+    let values: Vec<(i32, f64)> = counts
+        .iter()
+        .filter(|(value, _)| storable.contains(value))
+        .map(|(value, count)| (value, count as f64))
+        .collect();
+    let mut escapes = total - values.iter().map(|(_, count)| count).sum::<f64>();
+    let mut gains: f64 = values.iter().map(|(_, count)| gain(*count)).sum();
+    let mut kept = values.as_slice();
+    let mut cheapest = (f64::INFINITY, 0..=0);
+    while let [(lo, first), ..] = *kept
+        && let [.., (hi, last)] = *kept
+    {
+        let symbols = (hi - lo) as usize + 2;
+        let coded = total * (symbols as f64 + shared).log2() - gains - gain(escapes)
+            + escapes * f64::from(ESCAPE_BITS);
+        let bits = coded * scale + symbols as f64 * LEVEL_BITS;
+        if symbols <= MAX_SYMBOLS && bits < cheapest.0 {
+            cheapest = (bits, lo..=hi);
+        }
+        kept = if (first, hi.abs()) < (last, lo.abs()) { &kept[1..] } else { &kept[..kept.len() - 1] };
+        escapes += first.min(last);
+        gains -= gain(first.min(last));
+    }
+    cheapest.1
+}
+
 /// A table as it is stored: a level for each symbol. Symbol 0 of a weight table is the escape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
@@ -154,34 +192,15 @@ pub struct Table {
 impl Table {
     /// Fits a weight table (with escape). `scale` says how many symbols will be coded for each one counted.
     pub fn fit_weights(counts: &Counts, precision: u32, scale: f64) -> Self {
-        let total = counts.total().max(1);
-        // A value in the alphabet takes at least one slot of all 2^precision from the others, 1.44 / 2^precision bits of each of their symbols; left out,
-        // it costs an escape, about 28 bits, each time.
-        let worth = total as f64 * 1.44 / f64::from(1u32 << precision) / 28.0;
-        let seen: Vec<(i32, u64)> = counts.iter().collect();
-        let mut range = (0, 0);
-        if let Some(&(peak, _)) = seen.iter().max_by_key(|(value, count)| (*count, -value.abs())) {
-            let keep = |values: &mut dyn Iterator<Item = &(i32, u64)>| {
-                let mut tail = 0.0;
-                for &(value, count) in values {
-                    tail += count as f64;
-                    if tail > worth {
-                        return value;
-                    }
-                }
-                peak
-            };
-            range = (keep(&mut seen.iter()).min(peak), keep(&mut seen.iter().rev()).max(peak));
-            let room = MAX_SYMBOLS as i32 - 1;
-            if range.1 - range.0 >= room {
-                range.0 = range.0.max(peak - room / 2);
-                range.1 = range.1.min(range.0 + room - 1);
-            }
-        }
-        let (lo, hi) = (range.0.max(i32::from(i16::MIN)), range.1.min(i32::from(i16::MAX)));
-        let mut wanted = vec![0u64; (hi - lo) as usize + 2];
-        for (value, count) in seen {
-            let symbol = if (lo..=hi).contains(&value) { (value - lo) as usize + 1 } else { 0 };
+        Self::fit_values(counts, alphabet(counts, precision, scale), precision, scale)
+    }
+
+    /// Fits a weight table that has these values as its alphabet.
+    fn fit_values(counts: &Counts, values: RangeInclusive<i32>, precision: u32, scale: f64) -> Self {
+        let lo = *values.start();
+        let mut wanted = vec![0u64; (values.end() - lo) as usize + 2];
+        for (value, count) in counts.iter() {
+            let symbol = if values.contains(&value) { (value - lo) as usize + 1 } else { 0 };
             wanted[symbol] += count;
         }
         Self::fit(lo, true, &wanted, precision, scale)
@@ -259,8 +278,13 @@ impl Table {
         self.symbol(value).map_or_else(|| cost(0) + ESCAPE_BITS, cost)
     }
 
+    /// What all counted values cost, in bits.
+    pub fn coded_bits(&self, counts: &Counts) -> f64 {
+        counts.iter().map(|(value, count)| count as f64 * f64::from(self.bits(value))).sum()
+    }
+
     /// The values that the table has symbols for.
-    pub fn values(&self) -> std::ops::RangeInclusive<i32> {
+    pub fn values(&self) -> RangeInclusive<i32> {
         self.lo..=self.lo + self.slots.len() as i32 - 1 - i32::from(self.has_escape)
     }
 
@@ -339,29 +363,57 @@ impl BitWriter {
 mod tests {
     use super::*;
 
-    fn gaussian_counts(sigma: f64, total: f64) -> Counts {
+    /// Counts of integers whose density is proportional to `shape` of their distance from 0, in units of `spread`.
+    fn counts_of(shape: impl Fn(f64) -> f64, spread: f64, total: f64) -> Counts {
+        let values = -2000..=2000;
+        let density = |value: i32| shape(f64::from(value) / spread);
+        let sum: f64 = values.clone().map(density).sum();
         let mut counts = Counts::default();
-        for value in -400..=400i32 {
-            let density =
-                (-0.5 * (f64::from(value) / sigma).powi(2)).exp() / (sigma * std::f64::consts::TAU.sqrt());
-            for _ in 0..(density * total).round() as u64 {
-                counts.add(value);
-            }
-        }
+        values.for_each(|value| counts.add_many(value, (density(value) / sum * total).round() as u64));
         counts
+    }
+
+    fn gaussian_counts(sigma: f64, total: f64) -> Counts {
+        counts_of(|x| (-0.5 * x * x).exp(), sigma, total)
     }
 
     #[test]
     fn a_fitted_table_costs_hardly_more_than_the_entropy() {
         for (sigma, precision, loss) in
-            [(0.5, 12, 0.004), (2.0, 12, 0.004), (8.0, 12, 0.008), (30.0, 12, 0.05), (30.0, 14, 0.006)]
+            [(0.5, 12, 0.004), (2.0, 12, 0.004), (8.0, 12, 0.008), (30.0, 12, 0.03), (30.0, 14, 0.006)]
         {
             let counts = gaussian_counts(sigma, 1e6);
             let table = Table::fit_weights(&counts, precision, 1.0);
-            let coded: f64 = counts.iter().map(|(v, n)| n as f64 * f64::from(table.bits(v))).sum();
-            let overhead = coded / counts.total() as f64 - counts.entropy();
+            let overhead = table.coded_bits(&counts) / counts.total() as f64 - counts.entropy();
             assert!((0.0..loss).contains(&overhead), "sigma {sigma}: {overhead}");
         }
+    }
+
+    #[test]
+    fn no_alphabet_is_much_cheaper_than_the_one_chosen() {
+        // Student's t with 5 degrees, whose rare values reach far.
+        let counts = counts_of(|x| (1.0 + x * x / 5.0).powi(-3), 6.0, 4e6);
+        for precision in 12..=14 {
+            let overhead =
+                |table: &Table| table.coded_bits(&counts) / counts.total() as f64 - counts.entropy();
+            let of = |reach: i32| Table::fit_values(&counts, -reach..=reach, precision, 1.0);
+            let least = (1..=127).map(|reach| overhead(&of(reach))).fold(f64::MAX, f64::min);
+            let chosen = overhead(&Table::fit_weights(&counts, precision, 1.0));
+            assert!(chosen < least + 1e-4, "precision {precision}: {chosen}, best {least}");
+            assert!(chosen < overhead(&of(127)) - 0.003, "precision {precision}: {chosen}");
+        }
+    }
+
+    #[test]
+    fn an_alphabet_is_as_wide_as_the_format_can_store() {
+        let mut counts = Counts::default();
+        (-300..=300).for_each(|value| counts.add_many(value, 1000));
+        let table = Table::fit_weights(&counts, 14, 1.0);
+        assert_eq!(table.slots().len(), MAX_SYMBOLS);
+        let mut beyond = Counts::default();
+        [-40_000, 40_000].into_iter().for_each(|value| beyond.add_many(value, 10));
+        assert_eq!(Table::fit_weights(&beyond, 12, 1.0).values(), 0..=0);
+        assert_eq!(Table::fit_weights(&Counts::default(), 12, 1.0).values(), 0..=0);
     }
 
     #[test]

@@ -338,13 +338,7 @@ impl Sample {
                 counts.iter().map(|counts| Table::fit_weights(counts, precision, scale)).collect();
             let mut stored = BitWriter::default();
             tables.iter().for_each(|table| table.write(&mut stored));
-            let bits: f64 = tables
-                .iter()
-                .zip(counts)
-                .flat_map(|(table, counts)| {
-                    counts.iter().map(|(value, n)| n as f64 * f64::from(table.bits(value)))
-                })
-                .sum();
+            let bits: f64 = tables.iter().zip(counts).map(|(table, counts)| table.coded_bits(counts)).sum();
             let penalty = PRECISION_BITS * f64::from(precision - precisions.start()) * symbols as f64;
             (stored.finish().len() as f64 * 8.0 + (bits + penalty) * scale, precision, unions, tables)
         };
