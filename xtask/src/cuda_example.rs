@@ -53,7 +53,7 @@ fn library(tools: &CudaTools, folder: &Path) -> Result<PathBuf> {
         let mut nvcc = tools.tool("nvcc");
         run(nvcc
             .args([&code_for(architecture), "-dc"])
-            .arg(ptx::committed(architecture))
+            .arg(ptx::functions(architecture))
             .arg("-o")
             .arg(&object))?;
         objects.push(object);

@@ -1,4 +1,4 @@
-//! The GPU kernels as PTX, what the assembler says they take, and their signatures: all three are committed,
+//! The GPU kernels and device functions as PTX, what the assembler says they take, and their signatures: all three are committed,
 //! so that a user of the library needs neither an unstable compiler nor CUDA.
 
 mod build;
@@ -47,14 +47,17 @@ pub(crate) fn check() -> Result<()> {
     }
 }
 
-/// The PTX for one architecture, as it is committed.
-pub(crate) fn file_name(architecture: &str) -> String {
+/// The committed PTX of the device functions for one architecture.
+pub(crate) fn functions(architecture: &str) -> PathBuf {
+    root().join(COMMITTED).join(functions_name(architecture))
+}
+
+fn kernels_name(architecture: &str) -> String {
     format!("nwc_decode_{architecture}.ptx")
 }
 
-/// The committed PTX for one architecture.
-pub(crate) fn committed(architecture: &str) -> PathBuf {
-    root().join(COMMITTED).join(file_name(architecture))
+fn functions_name(architecture: &str) -> String {
+    format!("nwc_functions_{architecture}.ptx")
 }
 
 /// Every file's name and text.
@@ -68,12 +71,18 @@ fn make() -> Result<Vec<(String, String)>> {
     let (mut signatures, mut resources) = (Vec::new(), Vec::new());
     for architecture in ARCHITECTURES {
         let ptx = compiler.ptx(architecture, &folder)?;
-        let path = folder.join(file_name(architecture));
-        fs::write(&path, &ptx)?;
-        let log = tools.assemble(&path, architecture, &path.with_extension("cubin"), &["-v"])?;
-        signatures.push((architecture, report::signatures(&ptx)));
+        let assemble = |name: &str, text: &str, options: &[&str]| {
+            let path = folder.join(name);
+            fs::write(&path, text)?;
+            tools.assemble(&path, architecture, &path.with_extension("cubin"), options)
+        };
+        let log = assemble(&kernels_name(architecture), &ptx.kernels, &["-v"])?;
         resources.push((architecture, report::resources(&log)?));
-        files.push((file_name(architecture), ptx));
+        assemble(&functions_name(architecture), &ptx.functions, &["-c"])?;
+        let callable = [&ptx.kernels, &ptx.functions].map(|text| report::signatures(text)).concat();
+        signatures.push((architecture, callable));
+        files.push((kernels_name(architecture), ptx.kernels));
+        files.push((functions_name(architecture), ptx.functions));
     }
     let resources = report::table(&resources);
     print!("{resources}");

@@ -55,7 +55,7 @@ pub struct Header {
 
 impl Header {
     /// `NWCi`, little-endian.
-    pub const MAGIC: u32 = u32::from_le_bytes(*b"NWCi");
+    pub const MAGIC: u32 = 0x6943_574E;
 }
 
 /// How symbols are looked up.

@@ -28,6 +28,12 @@ pub(crate) struct Compiler {
     tools: PathBuf,
 }
 
+/// What becomes of the crate: apart, so that neither who launches the kernels nor who links the functions pays for the other.
+pub(crate) struct Ptx {
+    pub(crate) kernels: String,
+    pub(crate) functions: String,
+}
+
 /// The pinned compiler, installed if it is missing.
 pub(crate) fn ensure_compiler() -> Result<Compiler> {
     let (dated, version) = PINNED;
@@ -61,8 +67,8 @@ fn is_pinned(toolchain: &str) -> bool {
 }
 
 impl Compiler {
-    /// The PTX of the kernels for one architecture; intermediate files go below `folder`.
-    pub(crate) fn ptx(&self, architecture: &str, folder: &Path) -> Result<String> {
+    /// The PTX for one architecture; intermediate files go below `folder`.
+    pub(crate) fn ptx(&self, architecture: &str, folder: &Path) -> Result<Ptx> {
         let folder = folder.join(architecture);
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
@@ -70,34 +76,38 @@ impl Compiler {
         fs::create_dir_all(&folder)?;
 
         let mut objects = Vec::new();
-        let mut exports = String::new();
+        let mut exports = Vec::new();
         for (name, rlib) in self.compile(architecture)? {
             let members = self.unpack(&rlib, &folder.join(&name))?;
             if name == KERNELS.replace('-', "_") {
-                exports = self.exports(&members)?.join(",");
+                exports = self.exports(&members)?;
             }
             objects.extend(members);
         }
-        ensure!(!exports.is_empty(), "{KERNELS} exports nothing");
-
-        let [linked, needed, marked, optimised, ptx] =
-            ["linked.bc", "needed.ll", "marked.ll", "optimised.bc", "kernels.ptx"]
-                .map(|name| folder.join(name));
+        let [linked, needed, marked] =
+            ["linked.bc", "needed.ll", "marked.ll"].map(|name| folder.join(name));
         run(self.tool("llvm-link").args(&objects).arg("-o").arg(&linked))?;
-        run(self
-            .tool("opt")
-            .arg(format!("--internalize-public-api-list={exports}"))
-            .args(["--passes=internalize,globaldce", "-S", "-o"])
-            .args([&needed, &linked]))?;
-        fs::write(&marked, mark_convergent(&fs::read_to_string(&needed)?)?)?;
-        // Loops over the parts of small arrays must unroll, or these would not lie in registers.
-        let passes = ["--passes=default<O3>", "--unroll-threshold=3000", "-o"];
-        run(self.tool("opt").args(passes).args([&optimised, &marked]))?;
-        run(self
-            .tool("llc")
-            .args(["-O3", &format!("-mcpu={architecture}"), &format!("-mattr={PTX_VERSION}"), "-o"])
-            .args([&ptx, &optimised]))?;
-        fs::read_to_string(&ptx).context("llc wrote no text")
+        let keep = |names: &[String]| format!("--internalize-public-api-list={}", names.join(","));
+        let passes = "--passes=internalize,globaldce";
+        run(self.tool("opt").arg(keep(&exports)).args([passes, "-S", "-o"]).args([&needed, &linked]))?;
+        let module = mark_convergent(&fs::read_to_string(&needed)?)?;
+        fs::write(&marked, &module)?;
+
+        let (kernels, functions): (Vec<_>, Vec<_>) =
+            exports.into_iter().partition(|name| is_kernel(&module, name));
+        let part = |name: &str, exports: &[String]| {
+            ensure!(!exports.is_empty(), "{KERNELS} has no {name}");
+            let [optimised, ptx] = ["bc", "ptx"].map(|kind| folder.join(name).with_extension(kind));
+            // Loops over the parts of small arrays must unroll, or these would not lie in registers.
+            let passes = ["--passes=internalize,globaldce,default<O3>", "--unroll-threshold=3000", "-o"];
+            run(self.tool("opt").arg(keep(exports)).args(passes).args([&optimised, &marked]))?;
+            run(self
+                .tool("llc")
+                .args(["-O3", &format!("-mcpu={architecture}"), &format!("-mattr={PTX_VERSION}"), "-o"])
+                .args([&ptx, &optimised]))?;
+            fs::read_to_string(&ptx).context("llc wrote no text")
+        };
+        Ok(Ptx { kernels: part("kernels", &kernels)?, functions: part("functions", &functions)? })
     }
 
     /// Bitcode of the kernels and of all that they use, `core` among it: an rlib for each crate, by name.
@@ -165,6 +175,12 @@ impl Compiler {
     }
 }
 
+/// Whether an exported function is one that the host launches.
+fn is_kernel(module: &str, name: &str) -> bool {
+    let call = format!(" @{name}(");
+    module.lines().any(|line| line.starts_with("define ptx_kernel ") && line.contains(&call))
+}
+
 /// Marks the inline assembly that the threads of a warp must reach together. Clang does so, rustc does not, and LLVM
 /// would feel free to copy a vote into both branches of a condition.
 fn mark_convergent(module: &str) -> Result<String> {
@@ -185,6 +201,13 @@ fn mark_convergent(module: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_are_told_from_functions() {
+        let module = "define ptx_kernel void @one(ptr %0) {\n}\ndefine i32 @two() {\n  call void @one(ptr null)\n}\n";
+        assert!(is_kernel(module, "one"));
+        assert!(!is_kernel(module, "two"));
+    }
 
     #[test]
     fn warp_wide_assembly_is_marked() {

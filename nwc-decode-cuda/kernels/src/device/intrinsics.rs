@@ -25,6 +25,15 @@ pub(crate) fn block() -> u32 {
     unsafe { _block_idx_x() }
 }
 
+/// Number of this thread in its warp.
+#[inline(always)]
+pub(crate) fn lane() -> u32 {
+    let lane: u32;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov.u32 {}, %laneid;", out(reg32) lane, options(pure, nomem, nostack)) };
+    lane
+}
+
 /// What shared memory is aligned to: that of rings, which find their places by masks.
 #[repr(align(128))]
 struct Aligned;
@@ -32,9 +41,14 @@ struct Aligned;
 /// Address of the block's shared memory.
 #[inline(always)]
 pub(crate) fn shared_base() -> u32 {
-    let generic = gpu_launch_sized_workgroup_mem::<Aligned>();
+    shared(gpu_launch_sized_workgroup_mem::<Aligned>().cast())
+}
+
+/// The address in shared memory that a pointer into it stands for.
+#[inline(always)]
+pub(crate) fn shared(generic: *const u8) -> u32 {
     let address: u64;
-    // SAFETY: turns a generic address of shared memory into one of shared memory.
+    // SAFETY: registers only.
     unsafe {
         asm!("cvta.to.shared.u64 {}, {};", out(reg64) address, in(reg64) generic, options(pure, nomem, nostack));
     }

@@ -1,9 +1,9 @@
 //! Decoding an item, whatever becomes of its weights.
 
-use super::intrinsics::{generic, load_shared, load_shared_byte};
+use super::intrinsics::{ballot, generic, load_global_4, load_shared, load_shared_byte, shuffle};
 use super::ring::Ring;
 use crate::lane::{self, Direct, Indexed, Lane, LOWER_BOUND, Memory, Symbols};
-use crate::layout::{CHUNK, ColumnRecord, Header, ItemRecord, LaneRecord, TensorRecord, UNIT, flag, form};
+use crate::layout::{CHUNK, ColumnRecord, Header, ItemRecord, LANES, LaneRecord, TensorRecord, UNIT, flag, form};
 
 /// An image in global memory.
 #[derive(Clone, Copy)]
@@ -125,75 +125,205 @@ pub(crate) unsafe fn decode(place: &Place, column: ColumnRecord, sink: &mut impl
         return place.item.error;
     }
     // SAFETY: by the caller.
+    unsafe { with_symbols(place, WholeItem { place, column, sink }) }
+}
+
+/// What is done with the tables of an item's tensor.
+pub(crate) trait Job {
+    type Done;
+
+    /// `CAREFUL`: every chunk must be decoded so, not only those that [`is_careful`] tells of.
+    ///
+    /// # Safety
+    /// As that of the caller of [`with_symbols`].
+    unsafe fn run<const CAREFUL: bool>(self, symbols: &impl Symbols) -> Self::Done;
+}
+
+/// Does a job in the way that suits an item that is not known to be damaged.
+///
+/// # Safety
+/// The tensor's tables are where the place says.
+#[inline(always)]
+pub(crate) unsafe fn with_symbols<J: Job>(place: &Place, job: J) -> J::Done {
+    // SAFETY: by the caller.
     unsafe {
         if place.tensor.form == form::DIRECT {
-            walk::<false>(place, column, &Direct::new(Shared(place.tables), &place.tensor), sink)
+            job.run::<false>(&Direct::new(Shared(place.tables), &place.tensor))
         } else {
             let tables = if place.tensor.form == form::INDEXED {
                 generic(place.tables)
             } else {
                 place.image.at(place.tensor.tables)
             };
-            walk::<true>(place, column, &Indexed::new(Anywhere(tables), &place.tensor), sink)
+            job.run::<true>(&Indexed::new(Anywhere(tables), &place.tensor))
         }
     }
 }
 
-/// `CAREFUL`: every chunk is decoded so, not only those that need it.
-#[inline(always)]
-unsafe fn walk<const CAREFUL: bool>(
-    place: &Place,
+struct WholeItem<'a, S> {
+    place: &'a Place,
     column: ColumnRecord,
-    symbols: &impl Symbols,
-    sink: &mut impl Sink,
-) -> u32 {
-    let item = &place.item;
-    // SAFETY: the item has a record for each lane, and words up to the end of the image, which ends with a unit to spare.
-    let (start, mut words) = unsafe {
-        let start: LaneRecord = place.image.read(item.lanes, place.lane);
-        let last = (place.units - 1 - item.words).min(u32::MAX / UNIT as u32) * UNIT as u32;
-        (start, Ring::new(place.ring, place.image.at(item.words), start.start(), last))
-    };
-    let mut lane = Lane::new(start.state, start.trellis());
-    // SAFETY: the item has a class for each row.
-    let row_class = |row: u32| unsafe { place.image.read::<i32>(item.row_classes, row) };
-    let class = symbols.class(column.class.wrapping_add(row_class(0)));
+    sink: &'a mut S,
+}
 
-    let always = CAREFUL || item.flags & flag::CAREFUL != 0;
-    let mut escapes = 0;
-    let mut row = 0;
-    while row < item.rows {
-        let chunk = row / CHUNK as u32;
-        if chunk % 32 == 0 {
-            // SAFETY: the item has a bit for each chunk.
-            escapes = unsafe { place.image.read(item.escapes, chunk / 32) };
+impl<S: Sink> Job for WholeItem<'_, S> {
+    type Done = u32;
+
+    #[inline(always)]
+    unsafe fn run<const CAREFUL: bool>(self, symbols: &impl Symbols) -> u32 {
+        let Self { place, column, sink } = self;
+        // SAFETY: by the caller.
+        unsafe {
+            let mut walk = Walk::new(place);
+            let class = symbols.class(class(place, column, 0));
+            let always = CAREFUL || place.item.flags & flag::CAREFUL != 0;
+            let mut escapes = 0;
+            let mut row = 0;
+            while row < place.item.rows {
+                let chunk = row / CHUNK as u32;
+                if chunk % 32 == 0 {
+                    escapes = place.image.read(place.item.escapes, chunk / 32);
+                }
+                let careful = always || escapes & 1 != 0;
+                escapes >>= 1;
+                sink.prepare(place, row);
+                if careful {
+                    let latents = walk.chunk::<true>(place, column, symbols, class, row);
+                    sink.chunk::<true>(place, row, latents);
+                } else {
+                    let latents = walk.chunk::<false>(place, column, symbols, class, row);
+                    sink.chunk::<false>(place, row, latents);
+                }
+                row += CHUNK as u32;
+            }
+            walk.finish(place)
         }
-        let careful = always || escapes & 1 != 0;
-        escapes >>= 1;
-        sink.prepare(place, row);
-        if careful {
-            let rows = (item.rows - row).min(CHUNK as u32);
-            let class_of = |r: u32| symbols.class(column.class.wrapping_add(row_class(row + r)));
-            let indices = lane::chunk::<true>(symbols, &mut lane, &mut words, rows, class_of);
-            let latents = if place.tensor.hadamard == 0 {
-                indices
-            } else if rows == CHUNK as u32 {
-                lane::hadamard(indices)
-            } else {
-                lane::rows!(ROW => indices[ROW] * 4)
-            };
-            sink.chunk::<true>(place, row, latents);
-        } else {
-            let indices = lane::chunk::<false>(symbols, &mut lane, &mut words, CHUNK as u32, |_| class);
-            let latents = if place.tensor.hadamard == 0 { indices } else { lane::hadamard(indices) };
-            sink.chunk::<false>(place, row, latents);
-        }
-        row += CHUNK as u32;
     }
-    // SAFETY: the item has a record for each lane, and one more after the last.
-    let next: LaneRecord = unsafe { place.image.read(item.lanes, place.lane + 1) };
-    let ends = item.flags & flag::LAST != 0;
-    finish(words.position(), next.start(), if ends { lane.x } else { LOWER_BOUND })
+}
+
+/// Whether a chunk of an item must be decoded with every check.
+///
+/// # Safety
+/// The image has the item, and that the row.
+#[inline(always)]
+pub(crate) unsafe fn is_careful(place: &Place, row: u32) -> bool {
+    let chunk = row / CHUNK as u32;
+    // SAFETY: the item has a bit for each chunk.
+    let escapes: u32 = unsafe { place.image.read(place.item.escapes, chunk / 32) };
+    place.item.flags & flag::CAREFUL != 0 || escapes >> (chunk % 32) & 1 != 0
+}
+
+/// The class of a weight.
+///
+/// # Safety
+/// The image has the item, and that the row.
+#[inline(always)]
+pub(crate) unsafe fn class(place: &Place, column: ColumnRecord, row: u32) -> i32 {
+    // SAFETY: the item has a class for each row.
+    column.class.wrapping_add(unsafe { place.image.read::<i32>(place.item.row_classes, row) })
+}
+
+/// A lane on its way down an item.
+pub(crate) struct Walk {
+    pub(crate) lane: Lane,
+    pub(crate) words: Ring,
+}
+
+impl Walk {
+    /// At the item's first row.
+    ///
+    /// # Safety
+    /// The image has the item, which is not known to be damaged; the ring is this thread's.
+    #[inline(always)]
+    pub(crate) unsafe fn new(place: &Place) -> Self {
+        // SAFETY: the item has a record for each lane.
+        let start: LaneRecord = unsafe { place.image.read(place.item.lanes, place.lane) };
+        // SAFETY: the item has words up to the end of the image, which ends with a unit to spare.
+        let words = unsafe { Ring::new(place.ring, Self::source(place), start.start(), Self::last(place)) };
+        Self { lane: Lane::new(start.state, start.trellis()), words }
+    }
+
+    /// Where the item's words are.
+    #[inline(always)]
+    pub(crate) fn source(place: &Place) -> *const u8 {
+        place.image.at(place.item.words)
+    }
+
+    /// The last place that words may be copied from, in bytes from the item's.
+    #[inline(always)]
+    pub(crate) fn last(place: &Place) -> u32 {
+        (place.units - 1 - place.item.words).min(u32::MAX / UNIT as u32) * UNIT as u32
+    }
+
+    /// The latents of the chunk at `row`, as a [`Sink`] gets them. `class` is where the tables for all rows begin, if not `CAREFUL`.
+    ///
+    /// # Safety
+    /// As of [`new`](Self::new); the chunks before this one are behind the lane.
+    #[inline(always)]
+    pub(crate) unsafe fn chunk<const CAREFUL: bool>(
+        &mut self,
+        place: &Place,
+        column: ColumnRecord,
+        symbols: &impl Symbols,
+        class: u32,
+        row: u32,
+    ) -> [i32; CHUNK] {
+        let rows = (place.item.rows - row).min(CHUNK as u32);
+        let indices = if CAREFUL {
+            // SAFETY: by the caller.
+            let class_of = |r: u32| symbols.class(unsafe { self::class(place, column, row + r) });
+            lane::chunk::<true>(symbols, &mut self.lane, &mut self.words, rows, class_of)
+        } else {
+            lane::chunk::<false>(symbols, &mut self.lane, &mut self.words, rows, |_| class)
+        };
+        if place.tensor.hadamard == 0 {
+            indices
+        } else if rows == CHUNK as u32 {
+            lane::hadamard(indices)
+        } else {
+            lane::rows!(ROW => indices[ROW] * 4)
+        }
+    }
+
+    /// Behind the last row: the lane's error code, or 0.
+    ///
+    /// # Safety
+    /// As of [`new`](Self::new).
+    #[inline(always)]
+    pub(crate) unsafe fn finish(&self, place: &Place) -> u32 {
+        // SAFETY: the item has a record for each lane, and one more after the last.
+        let next: LaneRecord = unsafe { place.image.read(place.item.lanes, place.lane + 1) };
+        let ends = place.item.flags & flag::LAST != 0;
+        finish(self.words.position(), next.start(), if ends { self.lane.x } else { LOWER_BOUND })
+    }
+}
+
+/// The code of the item's first lane that has one, to all lanes.
+#[inline(always)]
+pub(crate) fn first_code(place: &Place, code: u32) -> u32 {
+    let wrong = ballot(place.lane < place.item.columns_here && code != 0);
+    let first = shuffle(code, wrong.trailing_zeros() % LANES as u32);
+    if wrong == 0 { 0 } else { first }
+}
+
+/// The weights of a chunk's latents.
+///
+/// # Safety
+/// The image has the item, and that the row.
+#[inline(always)]
+pub(crate) unsafe fn weights<const CAREFUL: bool>(
+    place: &Place,
+    column_scale: f32,
+    row: u32,
+    latents: [i32; CHUNK],
+) -> [f32; CHUNK] {
+    // What a unit of a latent is.
+    let unit = if place.tensor.hadamard != 0 { 0.25 } else { 1.0 };
+    let (scale, unit) = if CAREFUL { (column_scale, unit) } else { (column_scale * unit, 1.0) };
+    let scales = place.image.at(place.item.row_scales).cast::<f32>().wrapping_add(row as usize);
+    // SAFETY: row scales lie in memory for whole chunks, and items begin at whole ones.
+    let scales = [0, 4, 8, 12].map(|first| unsafe { load_global_4(scales.add(first)) });
+    lane::rows!(ROW => lane::weight::<CAREFUL>(latents[ROW], unit, scales[ROW / 4][ROW % 4], scale))
 }
 
 /// Compares where a lane came to with where it must (§6.4): the code of what is wrong, or 0.

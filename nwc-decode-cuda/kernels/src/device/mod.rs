@@ -2,10 +2,12 @@
 
 mod block;
 mod decode;
+mod functions;
 mod gemm;
 pub(crate) mod intrinsics;
 mod item;
 mod ring;
+mod view;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

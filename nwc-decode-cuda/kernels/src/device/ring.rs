@@ -42,7 +42,7 @@ impl Ring {
     /// multiple of 16 from it up to `last`.
     #[inline(always)]
     pub(crate) unsafe fn new(ring: u32, source: *const u8, start: u32, last: u32) -> Self {
-        let turn = ring / RING_BYTES * COPY_BYTES % RING_BYTES;
+        let turn = Self::turn(ring);
         let read = start * 2 + turn;
         let source = source.wrapping_sub(turn as usize);
         let mut ring = Self { read, asked: read & !(COPY_BYTES - 1), last: last + turn, ring, source, turn };
@@ -51,6 +51,29 @@ impl Ring {
         }
         commit_and_wait::<0>();
         ring
+    }
+
+    /// By how much places are turned in a ring.
+    #[inline(always)]
+    const fn turn(ring: u32) -> u32 {
+        ring / RING_BYTES * COPY_BYTES % RING_BYTES
+    }
+
+    /// The ring that [`parts`](Self::parts) were taken from, at the same place with the same source.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new), and `parts` are of such a ring, which nobody has written to since.
+    #[inline(always)]
+    pub(crate) unsafe fn resume(parts: [u32; 2], ring: u32, source: *const u8, last: u32) -> Self {
+        let [read, asked] = parts;
+        let turn = Self::turn(ring);
+        Self { read, asked, last: last + turn, ring, source: source.wrapping_sub(turn as usize), turn }
+    }
+
+    /// What changes as words are taken.
+    #[inline(always)]
+    pub(crate) fn parts(&self) -> [u32; 2] {
+        [self.read, self.asked]
     }
 
     /// Words taken, from the first lane's first on.
