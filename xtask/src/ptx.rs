@@ -2,6 +2,7 @@
 //! so that a user of the library needs neither an unstable compiler nor CUDA.
 
 mod build;
+mod header;
 mod report;
 
 use crate::cuda_tools;
@@ -32,6 +33,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for (name, text) in make()? {
         fs::write(folder.join(&name), text).with_context(|| name.clone())?;
     }
+    fs::write(root().join(header::PATH), header::text()?).context(header::PATH)?;
     Ok(())
 }
 
@@ -99,10 +101,13 @@ fn compare(files: &[(String, String)]) -> Result<()> {
         .filter(|(name, text)| fs::read_to_string(folder.join(name)).ok().as_ref() != Some(text))
         .map(|(name, _)| name.clone())
         .collect();
+    if fs::read_to_string(root().join(header::PATH)).ok() != Some(header::text()?) {
+        stale.push(header::PATH.to_owned());
+    }
     stale.extend(names_in(&folder)?.into_iter().filter(|name| files.iter().all(|(made, _)| made != name)));
     ensure!(
         stale.is_empty(),
-        "not what the kernels' source gives, in {COMMITTED}: {}; remedy: `cargo xtask ptx`",
+        "not what the kernels' source gives, for {COMMITTED}: {}; remedy: `cargo xtask ptx`",
         stale.join(", ")
     );
     Ok(())

@@ -73,7 +73,7 @@ pub mod form {
 pub const ESCAPE: i8 = -128;
 
 /// The index of an escape in a table of the other forms.
-pub const INDEXED_ESCAPE: u32 = 1 << 31;
+pub const INDEXED_ESCAPE: u32 = 0x8000_0000;
 
 /// A tensor, or a part of one that shares tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]

@@ -78,7 +78,7 @@ pub unsafe extern "C" fn nwc_begin(
         tensor,
         x: 0,
         trellis: 0,
-        class: 0,
+        first_class: 0,
         ring_parts: [0; 2],
         ring: shared(rings) + lane * RING_BYTES,
         tables: shared(tables),
@@ -95,7 +95,7 @@ pub unsafe extern "C" fn nwc_begin(
                 begun.column.scale = 0.0;
             }
             let place = begun.place();
-            begun.class = class(&place, begun.column, 0);
+            begun.first_class = class(&place, begun.column, 0);
             begun.keep(&Walk::new(&place));
         }
         item.write(begun);
@@ -223,10 +223,10 @@ impl Job for Chunk<'_> {
 
     #[inline(always)]
     unsafe fn run<const CAREFUL: bool>(self, symbols: &impl Symbols) -> [f32; CHUNK] {
-        let Self { place, walk, item: &Item { column, row, class, .. }, most } = self;
+        let Self { place, walk, item: &Item { column, row, first_class, .. }, most } = self;
         // SAFETY: by the caller.
         unsafe {
-            let class = symbols.class(class);
+            let class = symbols.class(first_class);
             if CAREFUL || is_careful(place, row) {
                 let latents = walk.chunk::<true>(place, column, symbols, class, row);
                 let values = weights::<true>(place, column.scale, row, latents);

@@ -35,7 +35,7 @@ pub struct Item {
     /// State of the trellis.
     pub trellis: u32,
     /// Class of the first row's weight.
-    pub class: i32,
+    pub first_class: i32,
     /// What has been taken from the ring, and asked for.
     pub ring_parts: [u32; 2],
     /// Where the ring is in shared memory.

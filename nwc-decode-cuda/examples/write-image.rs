@@ -1,0 +1,59 @@
+//! Writes a container's image to a file, for programs that only have the device functions.
+//!
+//! ```text
+//! cargo run -p nwc-decode-cuda --release --example write-image -- model.nwc model.nwci [--item-rows N]
+//! ```
+//!
+//! Prints each tensor's number, shape [batch, out, in], bytes of tables, the CRC-32 of its weights as little-endian binary32, and name.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+use nwc_decode_core::{Checks, Container, Crc32, Limits, Scratch, Table, Tables};
+use nwc_decode_cuda::{Image, ImageOptions};
+
+const USAGE: &str = "usage: write-image FILE.nwc OUT.nwci [--item-rows N]";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (file, out, options) = match arguments[..] {
+        [file, out] => (file, out, ImageOptions::default()),
+        [file, out, "--item-rows", rows] => (file, out, ImageOptions { item_rows: rows.parse()? }),
+        _ => return Err(USAGE.into()),
+    };
+    let bytes = fs::read(file)?;
+    let container = Container::open(&bytes, &Limits::default())?;
+    let image = Image::new(&container, options)?;
+
+    // Nobody finds half an image.
+    let beside = Path::new(out).with_extension("partial");
+    fs::write(&beside, image.bytes())?;
+    fs::rename(&beside, out)?;
+
+    println!("number [batch, out, in] table-bytes crc-32 name");
+    for (number, tensor) in image.tensors().iter().enumerate() {
+        let crc = match crc_of_weights(&container, tensor.index) {
+            Ok(crc) => format!("{crc:08x}"),
+            Err(error) => format!("({error})"),
+        };
+        println!("{number} {:?} {} {crc} {}", tensor.shape, image.table_bytes(number), tensor.name);
+    }
+    Ok(())
+}
+
+/// By the decoder for hosts, which shares no loop with the one for devices.
+fn crc_of_weights(container: &Container<'_>, index: usize) -> Result<u32, nwc_decode_core::Error> {
+    let coded = container.tensor(index)?.coded()?;
+    let codec = container.codec(coded.codec_index())?;
+    let need = codec.required_scratch(codec.precision());
+    let mut memory = vec![Table::default(); need.tables];
+    let (mut words, mut bytes) = (vec![0; need.words], vec![0; need.bytes]);
+    let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
+    let tables = Tables::expand(&codec, codec.precision(), scratch)?;
+    let mut weights = vec![0f32; coded.shape().iter().product()];
+    coded.decode(&tables, Checks::All, &mut weights)?;
+    let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+    Ok(Crc32::of(&bytes))
+}
