@@ -8,7 +8,6 @@
 
 use std::error::Error;
 use std::fs;
-use std::path::Path;
 
 use nwc_decode_core::{Checks, Container, Crc32, Limits, Scratch, Table, Tables};
 use nwc_decode_cuda::{Image, ImageOptions};
@@ -28,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let image = Image::new(&container, options)?;
 
     // Nobody finds half an image.
-    let beside = Path::new(out).with_extension("partial");
+    let beside = format!("{out}.partial");
     fs::write(&beside, image.bytes())?;
     fs::rename(&beside, out)?;
 

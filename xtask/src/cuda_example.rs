@@ -49,7 +49,7 @@ pub(crate) fn build() -> Result<()> {
 fn library(tools: &CudaTools, folder: &Path) -> Result<PathBuf> {
     let mut objects = Vec::new();
     for architecture in ptx::ARCHITECTURES {
-        let object = folder.join(format!("nwc_decode_{architecture}.o"));
+        let object = folder.join(format!("nwc_functions_{architecture}.o"));
         let mut nvcc = tools.tool("nvcc");
         run(nvcc
             .args([&code_for(architecture), "-dc"])
@@ -58,7 +58,7 @@ fn library(tools: &CudaTools, folder: &Path) -> Result<PathBuf> {
             .arg(&object))?;
         objects.push(object);
     }
-    let library = folder.join("libnwc_decode.a");
+    let library = folder.join("libnwc_functions.a");
     run(tools
         .tool("nvcc")
         .args([&code_for(ptx::ARCHITECTURES[0]), "-lib"])

@@ -84,8 +84,7 @@ impl Compiler {
             }
             objects.extend(members);
         }
-        let [linked, needed, marked] =
-            ["linked.bc", "needed.ll", "marked.ll"].map(|name| folder.join(name));
+        let [linked, needed, marked] = ["linked.bc", "needed.ll", "marked.ll"].map(|name| folder.join(name));
         run(self.tool("llvm-link").args(&objects).arg("-o").arg(&linked))?;
         let keep = |names: &[String]| format!("--internalize-public-api-list={}", names.join(","));
         let passes = "--passes=internalize,globaldce";
@@ -204,7 +203,8 @@ mod tests {
 
     #[test]
     fn kernels_are_told_from_functions() {
-        let module = "define ptx_kernel void @one(ptr %0) {\n}\ndefine i32 @two() {\n  call void @one(ptr null)\n}\n";
+        let module =
+            "define ptx_kernel void @one(ptr %0) {\n}\ndefine i32 @two() {\n  call void @one(ptr null)\n}\n";
         assert!(is_kernel(module, "one"));
         assert!(!is_kernel(module, "two"));
     }

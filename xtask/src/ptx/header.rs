@@ -8,7 +8,8 @@ use crate::shell::root;
 /// Where it is committed.
 pub(crate) const PATH: &str = "nwc-decode-cuda/include/nwc_image.h";
 
-const SOURCES: [&str; 2] = ["nwc-decode-cuda/kernels/src/layout.rs", "nwc-decode-cuda/kernels/src/device/view.rs"];
+const SOURCES: [&str; 2] =
+    ["nwc-decode-cuda/kernels/src/layout.rs", "nwc-decode-cuda/kernels/src/device/view.rs"];
 
 /// What is declared, and its name in C, which has no modules.
 const NAMES: [(&str, &str); 22] = [

@@ -177,7 +177,8 @@ impl Item {
     #[inline(always)]
     unsafe fn walk(&self, place: &Place) -> Walk {
         // SAFETY: by the caller.
-        let words = unsafe { Ring::resume(self.ring_parts, self.ring, Walk::source(place), Walk::last(place)) };
+        let words =
+            unsafe { Ring::resume(self.ring_parts, self.ring, Walk::source(place), Walk::last(place)) };
         Walk { lane: Lane { x: self.x, trellis: self.trellis }, words }
     }
 

@@ -2,8 +2,10 @@
 
 use super::intrinsics::{ballot, generic, load_global_4, load_shared, load_shared_byte, shuffle};
 use super::ring::Ring;
-use crate::lane::{self, Direct, Indexed, Lane, LOWER_BOUND, Memory, Symbols};
-use crate::layout::{CHUNK, ColumnRecord, Header, ItemRecord, LANES, LaneRecord, TensorRecord, UNIT, flag, form};
+use crate::lane::{self, Direct, Indexed, LOWER_BOUND, Lane, Memory, Symbols};
+use crate::layout::{
+    CHUNK, ColumnRecord, Header, ItemRecord, LANES, LaneRecord, TensorRecord, UNIT, flag, form,
+};
 
 /// An image in global memory.
 #[derive(Clone, Copy)]
