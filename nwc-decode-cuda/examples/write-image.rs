@@ -48,8 +48,8 @@ fn crc_of_weights(container: &Container<'_>, index: usize) -> Result<u32, nwc_de
     let codec = container.codec(coded.codec_index())?;
     let need = codec.required_scratch(codec.precision());
     let mut memory = vec![Table::default(); need.tables];
-    let (mut words, mut bytes) = (vec![0; need.words], vec![0; need.bytes]);
-    let scratch = Scratch { tables: &mut memory, words: &mut words, bytes: &mut bytes };
+    let mut words = vec![0; need.words];
+    let scratch = Scratch { tables: &mut memory, words: &mut words };
     let tables = Tables::expand(&codec, codec.precision(), scratch)?;
     let mut weights = vec![0f32; coded.shape().iter().product()];
     coded.decode(&tables, Checks::All, &mut weights)?;

@@ -42,6 +42,13 @@ __host__ __device__ inline uint32_t nwc_table_bytes(const NwcTensorRecord* recor
 
 // ---- On the device ----
 
+// The first multiple of NWC_RING_BYTES in shared memory from `memory` on, for rings. A kernel's dynamic shared memory begins at a multiple of 16 only, whatever
+// its declaration says: take NWC_RING_BYTES more than the rings need, and pass it through this.
+__device__ inline unsigned char* nwc_align_rings(void* memory) {
+    unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(memory));
+    return static_cast<unsigned char*>(memory) + (0u - address) % NWC_RING_BYTES;
+}
+
 extern "C" {
 
 // Finds a tensor of an image in global memory; 35 if there is none of this number, 2 if this is no image. One thread does it for itself, or one for
@@ -53,7 +60,7 @@ __device__ uint32_t nwc_open(NwcTensor* tensor, const void* image, uint32_t numb
 __device__ void nwc_stage(const NwcTensor* tensor, void* tables, uint32_t thread, uint32_t threads);
 
 // Goes to the first row of an item of the tensor, below `tensor->record.items`. `rings` is shared memory of this warp alone until nwc_end,
-// 32 * NWC_RING_BYTES at a multiple of NWC_RING_BYTES. `tensor`, `tables` and `rings` stay where they are until then.
+// 32 * NWC_RING_BYTES at a multiple of NWC_RING_BYTES (see nwc_align_rings), or the item has the error 33. `tensor`, `tables` and `rings` stay where they are until then.
 //
 // Afterwards `item->record` says where the item is (first_row, rows, first_column, columns_here, matrix), in the matrix as it is coded: if
 // `tensor->record.transposed`, its rows are inputs and its columns outputs. Returns, to all threads, the code of an item that is known to be damaged, or 35:

@@ -24,7 +24,13 @@
 #define NWC_CHUNK 16
 
 // Bytes of shared memory that a thread needs for the words that it reads ahead.
-#define NWC_RING_BYTES 64
+#define NWC_RING_BYTES 128
+
+// Bytes of shared memory that a warp needs to turn a chunk of 16-bit numbers around.
+#define TILE_BYTES ((((NWC_CHUNK * NWC_LANES) * 2) * 5) / 4)
+
+// Bytes of shared memory that a warp of `nwc_decode` needs beside its threads' rings: for a chunk, and the scales of its rows.
+#define DECODE_WARP_BYTES (TILE_BYTES + (NWC_CHUNK * 4))
 
 // The index, as a byte, of an escape in a table of form NWC_FORM_DIRECT.
 #define NWC_ESCAPE -128
@@ -42,7 +48,7 @@
 // The same, left in global memory for want of space.
 #define NWC_FORM_GLOBAL 2
 
-// It has escapes, or its rows differ in class, or a weight could overflow the output: decoded with every check.
+// Its rows differ in class, or a weight could overflow the output, or rows are missing in its last chunk: decoded with every check.
 #define NWC_FLAG_CAREFUL 1
 
 // It ends its tile: every lane's state must then be the bottom of its range.
@@ -139,8 +145,10 @@ typedef struct NwcItemRecord {
   uint32_t error;
   // The largest of its rows' scales.
   float largest_row_scale;
+  // Where a bit for each of its chunks is: 1 if there is an escape in it.
+  uint32_t escapes;
   // Zero.
-  uint32_t spare[3];
+  uint32_t spare[2];
 } NwcItemRecord;
 
 // A lane at an item's first row.

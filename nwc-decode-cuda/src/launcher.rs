@@ -12,10 +12,10 @@ use nwc_decode_kernels::layout::{BlockRecord, DECODE_WARP_BYTES, LANES, RING_BYT
 
 use crate::{Image, ImageOptions, ptx};
 
-/// Warps of a block.
-const WARPS: usize = 16;
-/// Registers of a thread: with more, too few warps would be at work at once.
-const REGISTERS: u32 = 64;
+/// Registers of a thread, and the most warps of a block, with so much to do that as many warps as possible should be at work at once.
+const MANY: (u32, usize) = (64, 32);
+/// The same where a single matrix does not keep more warps busy, and for products, which need the registers.
+const FEW: (u32, usize) = (128, 16);
 /// The most columns of a batch.
 pub const MOST_BATCH: usize = 16;
 
@@ -72,7 +72,9 @@ impl<T> Doing<T> for cust::error::CudaResult<T> {
 #[derive(Debug)]
 pub struct Decoder {
     context: Context,
-    module: Module,
+    many: Module,
+    few: Module,
+    multiprocessors: usize,
     image: Image,
     on_device: DeviceBuffer<u8>,
     /// Shared memory that a block may have.
@@ -105,11 +107,14 @@ impl Decoder {
                 "the device has compute capability {major}.{minor}; the kernels need 8.0 at least"
             )));
         };
-        let options = [ModuleJitOption::MaxRegisters(experiment("NWC_REGISTERS", REGISTERS))];
-        let module = Module::from_ptx(text, &options).to("load the kernels")?;
+        let module = |registers| {
+            Module::from_ptx(text, &[ModuleJitOption::MaxRegisters(registers)]).to("load the kernels")
+        };
+        let (many, few) = (module(MANY.0)?, module(experiment("NWC_REGISTERS", FEW.0))?);
+        let multiprocessors = attribute(DeviceAttribute::MultiprocessorCount)? as usize;
         let most_shared = most_shared(&device)?;
         let on_device = DeviceBuffer::from_slice(image.bytes()).to("copy the image to the device")?;
-        Ok(Self { context: context.clone(), module, image, on_device, most_shared })
+        Ok(Self { context: context.clone(), many, few, multiprocessors, image, on_device, most_shared })
     }
 
     /// The image: what tensors there are.
@@ -133,7 +138,14 @@ impl Decoder {
         if tensors.len() != outputs.len() {
             return Err(Error::Usage(format!("{} outputs for {} tensors", outputs.len(), tensors.len())));
         }
-        let launch = self.launch("nwc_decode", tensors, DECODE_WARP_BYTES)?;
+        let items: usize = tensors
+            .iter()
+            .filter(|&&tensor| tensor < self.image.tensors().len())
+            .map(|&tensor| self.image.items_of(tensor).len())
+            .sum();
+        let is_much = items >= 2 * MANY.1 * self.multiprocessors;
+        let (module, warps) = if is_much { (&self.many, MANY.1) } else { (&self.few, FEW.1) };
+        let launch = self.launch(module, warps, "nwc_decode", tensors, DECODE_WARP_BYTES)?;
         let outputs: Vec<u64> = outputs.iter().map(DevicePointer::as_raw).collect();
         let outputs = DeviceBuffer::from_slice(&outputs).to("copy addresses to the device")?;
         Ok(Plan { launch, dtype, outputs })
@@ -148,7 +160,7 @@ impl Decoder {
             return Err(Error::Usage(format!("a batch has 1 to {MOST_BATCH} rows, not {batch}")));
         }
         let (name, kept) = if batch == 1 { ("nwc_gemv", 1) } else { ("nwc_gemm", MOST_BATCH) };
-        let launch = self.launch(name, &[tensor], product_warp_bytes(kept))?;
+        let launch = self.launch(&self.few, FEW.1, name, &[tensor], product_warp_bytes(kept))?;
         let [matrices, out, input] = self.image.tensors()[tensor].shape;
         if matrices != 1 {
             return Err(Error::Usage(format!("the tensor is {matrices} matrices; products take one")));
@@ -156,19 +168,26 @@ impl Decoder {
         Ok(Product { launch, batch, out, input })
     }
 
-    fn launch(&self, kernel: &'static str, tensors: &[usize], shared_per_warp: usize) -> Result<Launch<'_>> {
+    fn launch<'d>(
+        &'d self,
+        module: &'d Module,
+        most_warps: usize,
+        kernel: &'static str,
+        tensors: &[usize],
+        shared_per_warp: usize,
+    ) -> Result<Launch<'d>> {
         if let Some(wrong) = tensors.iter().find(|&&tensor| tensor >= self.image.tensors().len()) {
             return Err(Error::Usage(format!("there is no tensor {wrong}")));
         }
         CurrentContext::set_current(&self.context).to("enter the context")?;
         let tables = tensors.iter().map(|&tensor| self.image.table_bytes(tensor)).max().unwrap_or(0);
         let per_warp = LANES * RING_BYTES + shared_per_warp;
-        let warps = (self.most_shared.saturating_sub(tables) / per_warp).min(experiment("NWC_WARPS", WARPS as u32) as usize);
+        let warps = (self.most_shared.saturating_sub(tables) / per_warp).min(most_warps);
         if warps == 0 {
             return Err(Error::Usage(format!("tables of {tables} bytes do not fit the device's shared memory")));
         }
         let blocks = self.image.blocks(tensors, warps);
-        let function = self.module.get_function(kernel).to("find a kernel")?;
+        let function = module.get_function(kernel).to("find a kernel")?;
         let shared = tables + warps * per_warp;
         allow_shared(&function, shared)?;
         Ok(Launch {

@@ -24,14 +24,16 @@ pub const TILE_BYTES: usize = CHUNK * LANES * 2 * 5 / 4;
 /// Bytes of shared memory that a warp of `nwc_decode` needs beside its threads' rings: for a chunk, and the scales of its rows.
 pub const DECODE_WARP_BYTES: usize = TILE_BYTES + CHUNK * 4;
 
-/// Bytes of shared memory that a warp of `nwc_gemv` or `nwc_gemm` needs beside its threads' rings: for a chunk, and sums of [`TOGETHER`] chunks for each kept
+/// Bytes of shared memory that a warp of `nwc_gemv` or `nwc_gemm` needs beside its threads' rings: for a chunk, and sums of some chunks for each kept
 /// column of the batch.
 pub const fn product_warp_bytes(kept: usize) -> usize {
-    TILE_BYTES + TOGETHER * CHUNK * kept * 4
+    TILE_BYTES + chunks_together(kept) * CHUNK * kept * 4
 }
 
-/// Chunks whose products a block sums up together, so that it need not wait so often.
-pub const TOGETHER: usize = 4;
+/// Chunks whose products a block sums up together: many, so that it need not wait often, as far as their sums have room.
+pub const fn chunks_together(kept: usize) -> usize {
+    if kept == 1 { 16 } else { 4 }
+}
 
 /// What kernels find at the start of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]

@@ -6,12 +6,12 @@ use super::block::Block;
 use super::intrinsics::{
     load_matrices, load_shared_4, pack_bf16, pack_f16, store_global, store_global_4, store_global_16, store_shared_4, store_shared_f32, sync_warp,
 };
-use super::item::{Place, Sink, decode};
+use super::item::{Place, Sink, decode, settle};
 use crate::lane::{rows, weight};
 use crate::layout::{self, BlockRecord, CHUNK, ColumnRecord, LANES, TILE_BYTES};
 
 /// Decodes items into tensors in the memory of the device. The grid has a block for each of `blocks`; each block has a multiple of 32 threads, and shared memory for
-/// its threads' rings and the largest tables of its tensors.
+/// its threads' rings and the largest tables of its tensors. A block has a warp for each of its items.
 ///
 /// `outputs` has the tensors' addresses, `dtype` is the code of their type, `status` takes an error code, or 0, for each item of the image.
 ///
@@ -29,15 +29,15 @@ pub unsafe extern "ptx-kernel" fn nwc_decode(
     unsafe {
         let block = Block::enter(image, blocks, Block::warps() * WARP_BYTES);
         let output = outputs.add(block.record.output as usize).read();
-        // Not by a closure, which would not be inlined.
-        let tile = block.own + Block::warp() * WARP_BYTES;
-        let mut number = Block::warp();
-        while number < block.record.items {
-            let place = block.place(number);
+        let number = Block::warp();
+        let place = block.place(number.min(block.record.items - 1));
+        if number < block.record.items {
             let column: ColumnRecord = place.image.read(place.item.columns, place.lane);
+            let tile = block.own + number * WARP_BYTES;
             let code = decode(&place, column, &mut Writer::new(&place, column, output, dtype, tile));
             block.report(status, number, &place, code);
-            number += Block::warps();
+        } else {
+            settle(&place);
         }
     }
 }

@@ -89,6 +89,9 @@ pub unsafe extern "C" fn nwc_begin(
         if number < record.items {
             begun.record = Image(image).read(item_records, record.first_item + number);
         }
+        if !begun.ring.is_multiple_of(RING_BYTES) {
+            begun.record.error = Error::Scratch.code().into();
+        }
         if begun.record.error == 0 {
             begun.column = Image(image).read(begun.record.columns, lane);
             if lane >= begun.record.columns_here {
@@ -150,7 +153,7 @@ pub unsafe extern "C" fn nwc_end(item: *const Item) -> u32 {
             return item.record.error;
         }
         let place = item.place();
-        first_code(&place, item.walk(&place).finish(&place))
+        first_code(&place, item.walk(&place).finish(&place, Walk::end(&place)))
     }
 }
 
@@ -169,6 +172,7 @@ impl Item {
             lane: self.lane,
             ring: self.ring,
             tables: self.tables,
+            tables_pending: false,
         }
     }
 

@@ -8,7 +8,7 @@ use super::intrinsics::{
     add_global, f16_to_f32, load_matrices, multiply_add, pack_f16, shuffle, store_shared_4, store_shared_f32, sync_block,
     sync_warp, thread, threads,
 };
-use super::item::{Place, Sink, decode, skip};
+use super::item::{Place, Sink, decode, settle, skip};
 use crate::lane::rows;
 use crate::layout::{self, BlockRecord, CHUNK, ColumnRecord, LANES};
 
@@ -52,8 +52,6 @@ pub unsafe extern "ptx-kernel" fn nwc_gemm(
     unsafe { product::<2, 16>(image, blocks, x, batch, y, status) }
 }
 
-/// Chunks whose products a block sums up together.
-const TOGETHER: u32 = layout::TOGETHER as u32;
 
 /// `TILES` matrices of 8 columns hold the batch, of which `KEPT` columns are of use.
 #[inline(always)]
@@ -65,7 +63,7 @@ unsafe fn product<const TILES: usize, const KEPT: u32>(
     y: *mut f32,
     status: *mut u32,
 ) {
-    let sums_bytes = TOGETHER * CHUNK as u32 * KEPT * 4;
+    let sums_bytes = layout::product_warp_bytes(KEPT as usize) as u32 - TILE_BYTES;
     // SAFETY: by the caller.
     unsafe {
         let block = Block::enter(image, blocks, Block::warps() * (TILE_BYTES + sums_bytes));
@@ -91,6 +89,7 @@ unsafe fn product<const TILES: usize, const KEPT: u32>(
             product.finish(&place, column);
             block.report(status, number, &place, code);
         } else {
+            settle(&place);
             skip(&place, &mut product);
         }
     }
@@ -130,6 +129,9 @@ struct Product<const TILES: usize, const KEPT: u32> {
 const CAREFUL_UNIT: f32 = 1.0 / 32.0;
 
 impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
+    /// Chunks whose products the block sums up together.
+    const TOGETHER: u32 = layout::chunks_together(KEPT as usize) as u32;
+
     /// An element of x, 0 where there is none.
     ///
     /// # Safety
@@ -185,14 +187,14 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
     /// Adds the block's sums of the chunks up to the one at `row` to y, once there are enough or no more.
     #[inline(always)]
     fn add_up(&self, place: &Place, row: u32) {
-        let chunk = row / CHUNK as u32 % TOGETHER;
-        if chunk + 1 < TOGETHER && row + (CHUNK as u32) < place.item.rows {
+        let chunk = row / CHUNK as u32 % Self::TOGETHER;
+        if chunk + 1 < Self::TOGETHER && row + (CHUNK as u32) < place.item.rows {
             return;
         }
         sync_block();
         let first = row - chunk * CHUNK as u32;
         let count = (chunk + 1) * CHUNK as u32 * KEPT;
-        let warp_bytes = TOGETHER * CHUNK as u32 * KEPT * 4;
+        let warp_bytes = Self::TOGETHER * CHUNK as u32 * KEPT * 4;
         let mut at = thread();
         while at < count {
             let (row, n) = (first + at / KEPT, at % KEPT);
@@ -227,7 +229,7 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
                 multiply_add(&mut sums[tile], a, self.of_columns[tile][part as usize]);
             }
         }
-        let chunk = row / CHUNK as u32 % TOGETHER;
+        let chunk = row / CHUNK as u32 % Self::TOGETHER;
         let scale = self.scale * unit;
         for tile in 0..TILES {
             for i in 0..4 {
@@ -333,7 +335,7 @@ impl<const TILES: usize, const KEPT: u32> Sink for Product<TILES, KEPT> {
         if place.tensor.transposed == 0 {
             let mut at = place.lane;
             while at < CHUNK as u32 * KEPT {
-                let chunk = row / CHUNK as u32 % TOGETHER;
+                let chunk = row / CHUNK as u32 % Self::TOGETHER;
                 // SAFETY: the warp's own shared memory.
                 unsafe { store_shared_f32(self.sums + (chunk * CHUNK as u32 * KEPT + at) * 4, 0.0) };
                 at += LANES as u32;

@@ -171,6 +171,21 @@ pub(crate) unsafe fn store_shared_f32(address: u32, value: f32) {
     }
 }
 
+/// Loads four floats that nobody writes while the kernel runs.
+///
+/// # Safety
+/// The address is a multiple of 16, of global memory.
+#[inline(always)]
+pub(crate) unsafe fn load_global_4(address: *const f32) -> [f32; 4] {
+    let (a, b, c, d): (f32, f32, f32, f32);
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("ld.global.nc.v4.f32 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d,
+            in(reg64) address, options(pure, readonly, nostack));
+    }
+    [a, b, c, d]
+}
+
 /// Loads four floats from shared memory.
 ///
 /// # Safety
