@@ -81,7 +81,7 @@ impl RowEngine for Tracer<'_> {
         };
         let mut values = [None; MAX_LANES];
         for (&row_class, latents) in rows.row_class.iter().zip(rows.latents) {
-            for lane in 0..rows.lanes {
+            for (lane, value_of_lane) in values.iter_mut().enumerate().take(rows.lanes) {
                 let class = (rows.class[lane] + row_class).clamp(0, last_class);
                 let (least, most) = trace.classes.unwrap_or((class, class));
                 trace.classes = Some((least.min(class), most.max(class)));
@@ -90,7 +90,7 @@ impl RowEngine for Tracer<'_> {
                 let x = &mut rows.rans[lane];
                 let slot = *x & ((1 << precision) - 1);
                 let (value, start, frequency) = self.tables.slots[(table << precision) + slot as usize];
-                values[lane] = value;
+                *value_of_lane = value;
                 *x = frequency * (*x >> precision) + slot - start;
                 if *x < 1 << 16 {
                     let word = take()?;
@@ -99,14 +99,13 @@ impl RowEngine for Tracer<'_> {
                 }
             }
             for lane in 0..rows.lanes {
-                let value = match values[lane] {
-                    Some(value) => value,
-                    None => {
-                        let word = take()?;
-                        trace.words[lane].push(word);
-                        trace.escapes = true;
-                        i32::from(word.cast_signed())
-                    }
+                let value = if let Some(value) = values[lane] {
+                    value
+                } else {
+                    let word = take()?;
+                    trace.words[lane].push(word);
+                    trace.escapes = true;
+                    i32::from(word.cast_signed())
                 };
                 latents[lane] = if next_states.is_empty() {
                     value
