@@ -47,3 +47,32 @@ fn a_damaged_tile_is_an_error_and_the_others_decode() {
     // What only shows once a tile is looked at: geometry, checksum, lane state, overrun, trailing words, final state, scale.
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), [11, 15, 16, 17, 18, 19, 20]);
 }
+
+#[test]
+fn damage_to_words_and_lanes_stays_in_its_item() {
+    let (mut found, mut unnoticed) = (0, 0);
+    for vector in Ledger::read().vectors.iter().filter(|vector| vector.small && vector.error.is_none()) {
+        let bytes = read_vector(&vector.file);
+        let container = Container::open(&bytes, &Limits::default()).expect(&vector.file);
+        let image = Image::new(&container, ImageOptions { item_rows: 16 }).expect(&vector.file);
+        for tensor in 0..image.tensors().len() {
+            let mut sound = vec![0f32; image.tensors()[tensor].elements()];
+            assert!(image.status_on_host(tensor, &mut sound).expect("it has the size").iter().all(|&code| code == 0));
+            let first = image.items_of(tensor).start;
+            for item in image.items_of(tensor) {
+                for place in image.untrusted(item).into_iter().flatten() {
+                    let damaged = image.with_flipped(place, 1 << (place % 8));
+                    let mut weights = vec![0f32; sound.len()];
+                    let status = damaged.status_on_host(tensor, &mut weights).expect("it has the size");
+                    let others = |(number, &code): (usize, &u32)| number + first == item || code == 0;
+                    assert!(status.iter().enumerate().all(others), "{}: byte {place}: {status:?}", vector.file);
+                    let changed = weights.iter().zip(&sound).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                    assert!(changed <= 16 * 32, "{}: byte {place}: {changed} weights", vector.file);
+                    *if status[item - first] == 0 { &mut unnoticed } else { &mut found } += 1;
+                }
+            }
+        }
+    }
+    // Unnoticed is what changes lanes beside the matrix, or neither the number of words nor the end of a tile.
+    assert!(found > 500 && unnoticed > 500, "{found} found, {unnoticed} not");
+}

@@ -16,7 +16,7 @@ const MOST_DIRECT: usize = 96 << 10;
 /// Bytes of shared memory that tables of [`form::INDEXED`] may take.
 const MOST_INDEXED: usize = 160 << 10;
 /// Rows of an item, if it is not said.
-const ITEM_ROWS: usize = 512;
+const ITEM_ROWS: usize = 256;
 
 /// How an image is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +109,10 @@ impl Image {
         &self.bytes
     }
 
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
     /// Its tensors, in the order of the directory.
     pub fn tensors(&self) -> &[ImageTensor] {
         &self.tensors
@@ -146,13 +150,15 @@ impl Image {
         let mut blocks = Vec::new();
         for (output, &tensor) in tensors.iter().enumerate() {
             let record = &self.records[tensor];
-            // Neighbours in a row of items, so that what they write lies side by side.
-            for row in (0..record.items).step_by(record.items_across.max(1) as usize) {
-                for first in (0..record.items_across).step_by(warps as usize) {
+            // Neighbours in a row of items, so that what they write lies side by side, in blocks about equally wide.
+            let across = record.items_across.max(1);
+            let wide = across.div_ceil(across.div_ceil(warps));
+            for row in (0..record.items).step_by(across as usize) {
+                for first in (0..across).step_by(wide as usize) {
                     blocks.push(BlockRecord {
                         tensor: tensor as u32,
                         first_item: record.first_item + row + first,
-                        items: warps.min(record.items_across - first),
+                        items: wide.min(across - first),
                         output: output as u32,
                     });
                 }

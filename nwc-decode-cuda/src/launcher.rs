@@ -12,10 +12,13 @@ use nwc_decode_kernels::layout::{BlockRecord, DECODE_WARP_BYTES, LANES, RING_BYT
 
 use crate::{Image, ImageOptions, ptx};
 
-/// Registers of a thread, and the most warps of a block, with so much to do that as many warps as possible should be at work at once.
-const MANY: (u32, usize) = (64, 32);
+/// Registers of a thread, and the most warps of a block, with so much to do that as many warps as possible should be at work at once: two blocks share a
+/// multiprocessor, so that one begins while the other works.
+const MANY: (u32, usize) = (64, 14);
 /// The same where a single matrix does not keep more warps busy, and for products, which need the registers.
 const FEW: (u32, usize) = (128, 16);
+/// The most warps that a block of threads can have.
+const MOST_WARPS: usize = 32;
 /// The most columns of a batch.
 pub const MOST_BATCH: usize = 16;
 
@@ -79,6 +82,9 @@ pub struct Decoder {
     on_device: DeviceBuffer<u8>,
     /// Shared memory that a block may have.
     most_shared: usize,
+    /// The most warps of a block.
+    /// The most warps of a block, if it was said.
+    warps: Option<usize>,
 }
 
 impl Decoder {
@@ -110,11 +116,37 @@ impl Decoder {
         let module = |registers| {
             Module::from_ptx(text, &[ModuleJitOption::MaxRegisters(registers)]).to("load the kernels")
         };
-        let (many, few) = (module(MANY.0)?, module(experiment("NWC_REGISTERS", FEW.0))?);
+        let (many, few) = (module(MANY.0)?, module(FEW.0)?);
         let multiprocessors = attribute(DeviceAttribute::MultiprocessorCount)? as usize;
         let most_shared = most_shared(&device)?;
-        let on_device = DeviceBuffer::from_slice(image.bytes()).to("copy the image to the device")?;
-        Ok(Self { context: context.clone(), many, few, multiprocessors, image, on_device, most_shared })
+        let on_device = upload(&image)?;
+        Ok(Self {
+            context: context.clone(),
+            many,
+            few,
+            multiprocessors,
+            image,
+            on_device,
+            most_shared,
+            warps: None,
+        })
+    }
+
+    /// With at most so many warps, 1 to 32, in a block of threads; fewer if shared memory has no place for more. The weights do not depend on it.
+    #[must_use]
+    pub fn with_warps(self, warps: usize) -> Self {
+        Self { warps: Some(warps.clamp(1, MOST_WARPS)), ..self }
+    }
+
+    /// Copies another image to the device in place of this one: the kernels, which take long to load, stay.
+    ///
+    /// # Errors
+    /// What the driver says; the decoder then has the image that it had.
+    pub fn replace_image(&mut self, image: Image) -> Result<()> {
+        CurrentContext::set_current(&self.context).to("enter the context")?;
+        self.on_device = upload(&image)?;
+        self.image = image;
+        Ok(())
     }
 
     /// The image: what tensors there are.
@@ -143,11 +175,11 @@ impl Decoder {
             .filter(|&&tensor| tensor < self.image.tensors().len())
             .map(|&tensor| self.image.items_of(tensor).len())
             .sum();
-        let is_much = items >= 2 * MANY.1 * self.multiprocessors;
-        let (module, warps) = if is_much { (&self.many, MANY.1) } else { (&self.few, FEW.1) };
-        let launch = self.launch(module, warps, "nwc_decode", tensors, DECODE_WARP_BYTES)?;
+        let is_much = items >= 4 * MANY.1 * self.multiprocessors;
+        let launch = self.launch(is_much, "nwc_decode", tensors, DECODE_WARP_BYTES)?;
         let outputs: Vec<u64> = outputs.iter().map(DevicePointer::as_raw).collect();
         let outputs = DeviceBuffer::from_slice(&outputs).to("copy addresses to the device")?;
+        arrive()?;
         Ok(Plan { launch, dtype, outputs })
     }
 
@@ -160,7 +192,7 @@ impl Decoder {
             return Err(Error::Usage(format!("a batch has 1 to {MOST_BATCH} rows, not {batch}")));
         }
         let (name, kept) = if batch == 1 { ("nwc_gemv", 1) } else { ("nwc_gemm", MOST_BATCH) };
-        let launch = self.launch(&self.few, FEW.1, name, &[tensor], product_warp_bytes(kept))?;
+        let launch = self.launch(false, name, &[tensor], product_warp_bytes(kept))?;
         let [matrices, out, input] = self.image.tensors()[tensor].shape;
         if matrices != 1 {
             return Err(Error::Usage(format!("the tensor is {matrices} matrices; products take one")));
@@ -168,14 +200,15 @@ impl Decoder {
         Ok(Product { launch, batch, out, input })
     }
 
-    fn launch<'d>(
-        &'d self,
-        module: &'d Module,
-        most_warps: usize,
+    fn launch(
+        &self,
+        is_much: bool,
         kernel: &'static str,
         tensors: &[usize],
         shared_per_warp: usize,
-    ) -> Result<Launch<'d>> {
+    ) -> Result<Launch<'_>> {
+        let most_warps = self.warps.unwrap_or(if is_much { MANY.1 } else { FEW.1 });
+        let module = if is_much || most_warps > FEW.1 { &self.many } else { &self.few };
         if let Some(wrong) = tensors.iter().find(|&&tensor| tensor >= self.image.tensors().len()) {
             return Err(Error::Usage(format!("there is no tensor {wrong}")));
         }
@@ -190,7 +223,7 @@ impl Decoder {
         let function = module.get_function(kernel).to("find a kernel")?;
         let shared = tables + warps * per_warp;
         allow_shared(&function, shared)?;
-        Ok(Launch {
+        let launch = Launch {
             decoder: self,
             function,
             tensors: tensors.to_vec(),
@@ -200,8 +233,23 @@ impl Decoder {
             blocks: DeviceBuffer::from_slice(bytemuck::cast_slice::<BlockRecord, u32>(&blocks))
                 .to("copy a list to the device")?,
             status: DeviceBuffer::zeroed(self.image.items().max(1)).to("take memory on the device")?,
-        })
+        };
+        arrive()?;
+        Ok(launch)
     }
+}
+
+fn upload(image: &Image) -> Result<DeviceBuffer<u8>> {
+    let on_device = DeviceBuffer::from_slice(image.bytes()).to("copy the image to the device")?;
+    arrive()?;
+    Ok(on_device)
+}
+
+/// Waits for what was copied to the device or set there: the driver's calls may return before that, and the caller's stream need not wait for it.
+fn arrive() -> Result<()> {
+    // SAFETY: null is the default stream, on which such calls work.
+    let result = unsafe { sys::cuStreamSynchronize(std::ptr::null_mut()) };
+    done(result, "finish copying to the device")
 }
 
 fn most_shared(device: &Device) -> Result<usize> {
@@ -356,8 +404,4 @@ impl Product<'_> {
     pub fn check(&self, stream: &Stream) -> Result<()> {
         self.launch.check(stream)
     }
-}
-
-fn experiment(name: &str, default: u32) -> u32 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }

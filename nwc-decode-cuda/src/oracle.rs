@@ -1,9 +1,11 @@
 //! Decoding an image on the processor, with the code that the GPU's threads run: for tests, and for machines without a GPU.
 
+use std::ops::Range;
+
 use nwc_decode_core::Error;
 use nwc_decode_kernels::lane::{self, Direct, Indexed, LOWER_BOUND, Lane, Memory, Symbols, Words};
 use nwc_decode_kernels::layout::{
-    CHUNK, ColumnRecord, Header, ItemRecord, LaneRecord, TensorRecord, UNIT, flag, form,
+    CHUNK, ColumnRecord, Header, ItemRecord, LANES, LaneRecord, TensorRecord, UNIT, flag, form,
 };
 
 use crate::Image;
@@ -56,11 +58,24 @@ impl Image {
     /// Decodes a tensor into `out`, row-major [batch, out, in], lane by lane.
     ///
     /// # Errors
-    /// [`Error::Output`] if `out` is not as long as the tensor, or what the first damaged item reports.
+    /// [`Error::Output`] if `out` is not as long as the tensor, or what the first damaged item reports: all others are decoded.
     ///
     /// # Panics
     /// If there is no such tensor.
     pub fn decode_on_host(&self, tensor: usize, out: &mut [f32]) -> Result<(), Error> {
+        let status = self.status_on_host(tensor, out)?;
+        status.into_iter().find_map(error_of).map_or(Ok(()), Err)
+    }
+
+    /// As [`decode_on_host`](Self::decode_on_host), but gives the code of every item of the tensor as kernels do, 0 for those that are good. What lanes with
+    /// damaged words decode is written too; items whose record has an error are left as they were.
+    ///
+    /// # Errors
+    /// [`Error::Output`] if `out` is not as long as the tensor.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn status_on_host(&self, tensor: usize, out: &mut [f32]) -> Result<Vec<u32>, Error> {
         if out.len() != self.tensors()[tensor].elements() {
             return Err(Error::Output);
         }
@@ -68,21 +83,57 @@ impl Image {
         let header: Header = view.read(0, 0);
         let record: TensorRecord = view.read(header.tensor_records, tensor);
         let tables = &self.bytes()[record.tables as usize * UNIT..][..record.table_bytes as usize];
-        for number in self.items_of(tensor) {
+        let status = self.items_of(tensor).map(|number| {
             let item: ItemRecord = view.read(header.item_records, number);
-            if let Some(error) = error_of(item.error) {
-                return Err(error);
+            if item.error != 0 {
+                return item.error;
             }
+            let mut first = 0;
             for lane in 0..item.columns_here as usize {
                 let decoded = if record.form == form::DIRECT {
                     decode_lane(view, &record, &item, lane, &Direct::new(View(tables), &record), out)
                 } else {
                     decode_lane(view, &record, &item, lane, &Indexed::new(View(tables), &record), out)
                 };
-                decoded?;
+                if let (0, Err(error)) = (first, decoded) {
+                    first = error.code().into();
+                }
             }
+            first
+        });
+        Ok(status.collect())
+    }
+
+    /// Where an item has what kernels take from nobody on trust, as ranges of the image's bytes: its words, and its lanes' states and first words. For tests
+    /// of what damage there does.
+    ///
+    /// # Panics
+    /// If there is no such item.
+    pub fn untrusted(&self, item: usize) -> Vec<Range<usize>> {
+        let view = View(self.bytes());
+        let header: Header = view.read(0, 0);
+        let item: ItemRecord = view.read(header.item_records, item);
+        if item.error != 0 {
+            return Vec::new();
         }
-        Ok(())
+        let (words, lanes) = (item.words as usize * UNIT, item.lanes as usize * UNIT);
+        let end: LaneRecord = view.read(item.lanes, LANES);
+        let words = words..words + 2 * end.start() as usize;
+        // All of a record but the last byte, the trellis state, which tables are entered with.
+        let record = size_of::<LaneRecord>();
+        let records = (0..=LANES).map(|lane| lanes + lane * record..lanes + (lane + 1) * record - 1);
+        std::iter::once(words).chain(records).collect()
+    }
+
+    /// The image with one byte changed by exclusive or. For tests, at places that are [`untrusted`](Self::untrusted): kernels trust all others.
+    ///
+    /// # Panics
+    /// If there is no such byte.
+    #[must_use]
+    pub fn with_flipped(&self, place: usize, bits: u8) -> Self {
+        let mut damaged = self.clone();
+        damaged.bytes_mut()[place] ^= bits;
+        damaged
     }
 }
 
