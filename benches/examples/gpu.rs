@@ -1,5 +1,10 @@
 //! What only a GPU can show: that its weights are the processor's, what damage does there, and how fast it is.
 
+#[path = "gpu/malformed.rs"]
+mod malformed;
+#[path = "gpu/report.rs"]
+mod report;
+
 use std::collections::BTreeMap;
 use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
@@ -13,7 +18,7 @@ use nwc_decode_cuda::cust::event::{Event, EventFlags};
 use nwc_decode_cuda::cust::memory::{CopyDestination, DeviceBuffer};
 use nwc_decode_cuda::cust::stream::{Stream, StreamFlags};
 use nwc_decode_cuda::cust::{CudaFlags, device::Device, init};
-use nwc_decode_cuda::{Decoder, Image, ImageOptions};
+use nwc_decode_cuda::{Decoder, Image, ImageOptions, ImageTensor};
 use nwc_encode_host::compress::{Settings, Target, compress};
 use nwc_encode_host::progress::Silent;
 use nwc_encode_host::synthetic::Source;
@@ -25,6 +30,12 @@ use serde_json::{Value, json};
 struct Options {
     #[command(subcommand)]
     command: Command,
+    /// Write the results to this file too, as those in benches/results are
+    #[arg(long, global = true)]
+    out: Option<PathBuf>,
+    /// The commit that this was built from; what git says if it is not given
+    #[arg(long, global = true)]
+    commit: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -33,6 +44,26 @@ enum Command {
     Verify {
         /// The folder
         vectors: PathBuf,
+        /// Leave out longer containers
+        #[arg(long, default_value_t = usize::MAX)]
+        most_bytes: usize,
+        /// Rows of an item
+        #[arg(long, value_delimiter = ',', default_value = "16,64,4096")]
+        item_rows: Vec<usize>,
+        /// Warps of a block: the weights must not depend on it
+        #[arg(long, value_delimiter = ',', default_value = "1,2,5,16,32")]
+        warps: Vec<usize>,
+    },
+    /// Damage the vectors of a folder byte by byte, and compare what the GPU finds with what the processor does
+    Malformed {
+        /// The folder
+        vectors: PathBuf,
+        /// Leave out longer containers
+        #[arg(long, default_value_t = 4096)]
+        most_bytes: usize,
+        /// Up to this length, each bit of a byte is flipped, and not one of them
+        #[arg(long, default_value_t = 400)]
+        all_bits: usize,
     },
     /// Measure decoding and products
     Speed {
@@ -51,13 +82,56 @@ fn main() -> Result<()> {
     let device = Device::get_device(0)?;
     let context = Context::new(device)?;
     context.set_flags(ContextFlags::SCHED_AUTO)?;
-    let mut report = json!({ "device": device.name()? });
-    match options.command {
-        Command::Verify { vectors } => report["verify"] = verify(&context, &vectors)?,
-        Command::Speed { gigabytes, item_rows } => report["speed"] = speed(&context, gigabytes, &item_rows)?,
+    let results = match &options.command {
+        Command::Verify { vectors, most_bytes, item_rows, warps } => {
+            verify(&context, vectors, *most_bytes, item_rows, warps)?
+        }
+        Command::Malformed { vectors, most_bytes, all_bits } => {
+            malformed::run(&context, vectors, *most_bytes, *all_bits)?
+        }
+        Command::Speed { gigabytes, item_rows } => speed(&context, *gigabytes, item_rows)?,
+    };
+    report::finish(device, &results, options.out.as_deref(), options.commit.as_deref())
+}
+
+/// A vector that decodes.
+struct Vector {
+    file: String,
+    bytes: Vec<u8>,
+    /// By tensor and type, the CRC-32 of what it decodes to.
+    crc: BTreeMap<String, Value>,
+}
+
+/// The vectors of a folder that decode, up to some length.
+fn sound_vectors(folder: &Path, most_bytes: usize) -> Result<Vec<Vector>> {
+    let ledger: Value = serde_json::from_slice(&std::fs::read(folder.join("ledger.json"))?)?;
+    let mut vectors = Vec::new();
+    for vector in ledger["vectors"].as_array().context("the ledger has vectors")? {
+        if !vector["error"].is_null() || !vector["call"].is_null() {
+            continue;
+        }
+        let file = vector["file"].as_str().context("a vector has a file")?;
+        let bytes = std::fs::read(folder.join(file)).context(file.to_owned())?;
+        let tensors = vector["tensors"].as_array().context("a vector has tensors")?;
+        let name = |tensor: &Value| tensor["name"].as_str().unwrap_or_default().to_owned();
+        let crc = tensors.iter().map(|tensor| (name(tensor), tensor["crc"].clone())).collect();
+        if bytes.len() <= most_bytes {
+            vectors.push(Vector { file: file.to_owned(), bytes, crc });
+        }
     }
-    println!("{}", serde_json::to_string_pretty(&report)?);
-    Ok(())
+    ensure!(!vectors.is_empty(), "no vector of at most {most_bytes} bytes in {}", folder.display());
+    Ok(vectors)
+}
+
+/// A decoder with an image: the last one with its kernels, if there is one.
+fn with_image(context: &Context, decoder: Option<Decoder>, image: Image) -> Result<Decoder> {
+    match decoder {
+        Some(mut decoder) => {
+            decoder.replace_image(image)?;
+            Ok(decoder)
+        }
+        None => Ok(Decoder::with_image(context, image)?),
+    }
 }
 
 /// Decodes tensors of an image to host memory.
@@ -85,44 +159,71 @@ fn decode(decoder: &Decoder, stream: &Stream, tensors: &[usize], dtype: DType) -
     Ok((bytes, status))
 }
 
-fn verify(context: &Context, folder: &Path) -> Result<Value> {
-    let ledger: Value = serde_json::from_slice(&std::fs::read(folder.join("ledger.json"))?)?;
+fn verify(
+    context: &Context,
+    folder: &Path,
+    most_bytes: usize,
+    item_rows: &[usize],
+    warps: &[usize],
+) -> Result<Value> {
     let stream = Stream::new(StreamFlags::NON_BLOCKING, None)?;
-    let (mut files, mut tensors) = (0, 0);
-    for vector in ledger["vectors"].as_array().context("the ledger has vectors")? {
-        if !vector["error"].is_null() || !vector["call"].is_null() {
-            continue;
-        }
-        let file = vector["file"].as_str().context("a vector has a file")?;
-        let bytes = std::fs::read(folder.join(file)).context(file.to_owned())?;
-        let container = Container::open(&bytes, &Limits::default())?;
+    let (mut files, mut tensors, mut products) = (0, 0, 0);
+    let mut worst_product = 0f64;
+    let mut kept = None;
+    for vector in sound_vectors(folder, most_bytes)? {
+        let file = &vector.file;
+        let container = Container::open(&vector.bytes, &Limits::default())?;
         files += 1;
-        let crc: BTreeMap<&str, &Value> = vector["tensors"]
-            .as_array()
-            .context("a vector has tensors")?
-            .iter()
-            .map(|tensor| (tensor["name"].as_str().unwrap_or_default(), &tensor["crc"]))
-            .collect();
-        for item_rows in [16, 64, 4096] {
-            let decoder = Decoder::with_image(context, Image::new(&container, ImageOptions { item_rows })?)?;
+        for &item_rows in item_rows {
+            let image = Image::new(&container, ImageOptions { item_rows })?;
+            let mut decoder = with_image(context, kept.take(), image)?;
             let all: Vec<usize> = (0..decoder.image().tensors().len()).collect();
-            if all.is_empty() {
-                continue;
-            }
-            for dtype in [DType::F32, DType::F16, DType::BF16] {
-                let (outputs, status) = decode(&decoder, &stream, &all, dtype)?;
-                ensure!(status.iter().all(|&code| code == 0), "{file}: status {status:?}");
-                for (tensor, output) in decoder.image().tensors().iter().zip(outputs) {
-                    let name = tensor.name.as_str();
-                    let expected = crc[name][dtype.name()].as_str().unwrap_or_default();
-                    let found = format!("{:08x}", Crc32::of(&output));
-                    ensure!(found == expected, "{file}: {name} as {dtype}, {item_rows} rows: {found}, not {expected}");
-                    tensors += 1;
+            for &warps in warps {
+                decoder = decoder.with_warps(warps);
+                for dtype in [DType::F32, DType::F16, DType::BF16] {
+                    if all.is_empty() {
+                        continue;
+                    }
+                    let (outputs, status) = decode(&decoder, &stream, &all, dtype)?;
+                    ensure!(status.iter().all(|&code| code == 0), "{file}: status {status:?}");
+                    for (tensor, output) in decoder.image().tensors().iter().zip(outputs) {
+                        let name = tensor.name.as_str();
+                        let expected = vector.crc[name][dtype.name()].as_str().unwrap_or_default();
+                        let found = format!("{:08x}", Crc32::of(&output));
+                        ensure!(
+                            found == expected,
+                            "{file}: {name} as {dtype}, {item_rows} rows, {warps} warps: {found}, not {expected}"
+                        );
+                        tensors += 1;
+                    }
                 }
             }
+            for &tensor in &all {
+                let ImageTensor { shape, name, .. } = &decoder.image().tensors()[tensor];
+                if shape[0] != 1 || decoder.image().tensors()[tensor].elements() == 0 {
+                    continue;
+                }
+                for batch in [1, 3, 16] {
+                    let error = product_error(&decoder, &stream, tensor, batch)?;
+                    // A product of zeros, or too large for F32, has no error to speak of.
+                    if error.is_finite() {
+                        ensure!(error < 1e-4, "{file}: product with {name}, {batch} rows: {error:e} off");
+                        worst_product = worst_product.max(error);
+                        products += 1;
+                    }
+                }
+            }
+            kept = Some(decoder);
         }
     }
-    Ok(json!({ "files": files, "tensors": tensors }))
+    Ok(json!({
+        "files": files,
+        "item_rows": item_rows,
+        "warps": warps,
+        "tensors_equal": tensors,
+        "products": products,
+        "worst_product_error": worst_product,
+    }))
 }
 
 /// Matrices of a model as large as asked for, compressed at 4 bits.
@@ -140,7 +241,7 @@ fn model(gigabytes: f64) -> Result<Vec<u8>> {
         .collect();
     let mut tensors = OwnedTensors::default();
     for (number, (shape, weights)) in shapes.iter().zip(&weights).enumerate() {
-        tensors.push_f32(&format!("t{number}"), shape, weights);
+        tensors.push_f32(format!("t{number}"), shape, weights);
     }
     let settings = Settings::new(Target::Bits(4.0));
     let mut file = tempfile::tempfile()?;
@@ -182,7 +283,7 @@ fn speed(context: &Context, gigabytes: f64, item_rows: &[usize]) -> Result<Value
             .collect::<Result<Vec<_>>>()?;
         let pointers: Vec<_> = outputs.iter().map(|output| output.as_device_ptr()).collect();
         let all: Vec<usize> = (0..tensors.len()).collect();
-        let weights: usize = tensors.iter().map(|tensor| tensor.elements()).sum();
+        let weights: usize = tensors.iter().map(ImageTensor::elements).sum();
 
         let plan = decoder.plan(&all, DType::F16, &pointers)?;
         // SAFETY: the outputs are as long as their tensors and live as long as the plan.

@@ -1,0 +1,175 @@
+//! Damage: whatever becomes of a container or an image, the GPU must find what the processor finds, and go on.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use nwc_decode_core::{Container, DType, Limits};
+use nwc_decode_cuda::cust::context::Context;
+use nwc_decode_cuda::cust::memory::{CopyDestination, DeviceBuffer, DevicePointer};
+use nwc_decode_cuda::cust::stream::{Stream, StreamFlags};
+use nwc_decode_cuda::{Decoder, Error, Image, ImageOptions};
+use serde_json::{Value, json};
+
+use crate::{sound_vectors, with_image};
+
+/// Rows of an item: several items in most tensors of the vectors.
+const ITEM_ROWS: usize = 64;
+/// What outputs are filled with before, as bytes: what is not decoded must stay so.
+const FILL: u8 = 0xA5;
+/// Outputs of several tensors begin at multiples of this many bytes.
+const ALIGNMENT: usize = 256;
+
+/// What became of the damaged copies.
+#[derive(Debug, Default)]
+struct Count {
+    /// Copies.
+    cases: usize,
+    /// Not opened, or without an image.
+    refused: usize,
+    /// Some item has an error.
+    found: usize,
+    /// Everything decodes.
+    decoded: usize,
+}
+
+impl Count {
+    fn add(&mut self, outcome: Outcome) {
+        self.cases += 1;
+        match outcome {
+            Outcome::Refused => self.refused += 1,
+            Outcome::Decoded(status) if status.iter().any(|&code| code != 0) => self.found += 1,
+            Outcome::Decoded(_) => self.decoded += 1,
+        }
+    }
+
+    fn json(&self) -> Value {
+        json!({ "cases": self.cases, "refused": self.refused, "found": self.found, "decoded": self.decoded })
+    }
+}
+
+enum Outcome {
+    Refused,
+    /// The status of every item, which is the processor's.
+    Decoded(Vec<u32>),
+}
+
+/// Decodes images on the GPU, one after the other.
+struct Campaign<'c> {
+    context: &'c Context,
+    stream: Stream,
+    decoder: Option<Decoder>,
+    output: DeviceBuffer<u8>,
+    /// As long as the output.
+    fill: Vec<u8>,
+}
+
+/// Flips each byte of the vectors and of their images.
+pub(crate) fn run(context: &Context, folder: &Path, most_bytes: usize, all_bits: usize) -> Result<Value> {
+    let mut campaign = Campaign {
+        context,
+        stream: Stream::new(StreamFlags::NON_BLOCKING, None)?,
+        decoder: None,
+        output: DeviceBuffer::from_slice(&[FILL; ALIGNMENT])?,
+        fill: vec![FILL; ALIGNMENT],
+    };
+    let (mut containers, mut images) = (Count::default(), Count::default());
+    let mut files = 0;
+    for vector in sound_vectors(folder, most_bytes)? {
+        // Should a kernel not return, this says where.
+        eprintln!("{}: {} bytes", vector.file, vector.bytes.len());
+        files += 1;
+        let masks = |place: usize| {
+            let all = vector.bytes.len() <= all_bits;
+            (0..8).filter(move |&bit| all || bit == place % 8).map(|bit| 1u8 << bit)
+        };
+        let mut damaged = vector.bytes.clone();
+        for place in 0..damaged.len() {
+            for mask in masks(place) {
+                damaged[place] ^= mask;
+                let outcome = campaign.container(&damaged);
+                containers
+                    .add(outcome.with_context(|| format!("{}: byte {place} ^ {mask:#x}", vector.file))?);
+                damaged[place] ^= mask;
+            }
+        }
+        let container = Container::open(&vector.bytes, &Limits::default())?;
+        let image = Image::new(&container, ImageOptions { item_rows: ITEM_ROWS })?;
+        for item in 0..image.items() {
+            for place in image.untrusted(item).into_iter().flatten() {
+                for mask in masks(place) {
+                    let name = || format!("{}: byte {place} of the image ^ {mask:#x}", vector.file);
+                    let outcome = campaign.image(image.with_flipped(place, mask)).with_context(name)?;
+                    if let Outcome::Decoded(status) = &outcome {
+                        let others = status.iter().enumerate().filter(|(number, _)| *number != item);
+                        ensure!(others.clone().all(|(_, &code)| code == 0), "{}: {status:?}", name());
+                    }
+                    images.add(outcome);
+                }
+            }
+        }
+    }
+    // A campaign in which nothing happens shows nothing.
+    ensure!(containers.found > 0 && images.found > 0, "no damage was found");
+    Ok(json!({ "files": files, "containers": containers.json(), "images": images.json() }))
+}
+
+impl Campaign<'_> {
+    fn container(&mut self, bytes: &[u8]) -> Result<Outcome> {
+        let Ok(container) = Container::open(bytes, &Limits::default()) else { return Ok(Outcome::Refused) };
+        let Ok(image) = Image::new(&container, ImageOptions { item_rows: ITEM_ROWS }) else {
+            return Ok(Outcome::Refused);
+        };
+        self.image(image)
+    }
+
+    /// Decodes all tensors to F32, on the GPU and on the processor, and compares status and bytes.
+    fn image(&mut self, image: Image) -> Result<Outcome> {
+        let mut offsets = Vec::new();
+        let mut end = 0usize;
+        for tensor in image.tensors() {
+            offsets.push(end);
+            end = (end + tensor.elements() * size_of::<f32>()).next_multiple_of(ALIGNMENT);
+        }
+        if self.fill.len() < end {
+            self.fill.resize(end, FILL);
+            self.output = DeviceBuffer::from_slice(&self.fill)?;
+        }
+        let decoder = with_image(self.context, self.decoder.take(), image)?;
+        let decoder = self.decoder.insert(decoder);
+        let all: Vec<usize> = (0..offsets.len()).collect();
+        if all.is_empty() {
+            return Ok(Outcome::Decoded(Vec::new()));
+        }
+        let start = self.output.as_device_ptr().as_raw();
+        let pointers: Vec<_> = offsets.iter().map(|&at| DevicePointer::from_raw(start + at as u64)).collect();
+        // All that is allocated, so that a weight beside its tensor shows too.
+        self.output.copy_from(&self.fill)?;
+        let plan = match decoder.plan(&all, DType::F32, &pointers) {
+            Err(Error::Usage(_)) => return Ok(Outcome::Refused),
+            plan => plan?,
+        };
+        // SAFETY: the outputs are parts of a buffer, as long as their tensors, and the work is done before anything else is.
+        unsafe { plan.decode(&self.stream)? };
+        let status = plan.status(&self.stream)?;
+        let mut found = vec![0; self.output.len()];
+        self.output.copy_to(&mut found)?;
+
+        let mut expected = self.fill.clone();
+        let image = decoder.image();
+        for (number, (tensor, &at)) in image.tensors().iter().zip(&offsets).enumerate() {
+            let mut weights = vec![f32::from_le_bytes([FILL; 4]); tensor.elements()];
+            let expected_status = image.status_on_host(number, &mut weights)?;
+            let status = &status[image.items_of(number)];
+            ensure!(status == expected_status, "{}: status {status:?}, not {expected_status:?}", tensor.name);
+            let bytes = weights.iter().flat_map(|weight| weight.to_le_bytes());
+            expected[at..].iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte);
+        }
+        let differs = found.iter().zip(&expected).position(|(found, expected)| found != expected);
+        ensure!(
+            differs.is_none(),
+            "byte {} of the weights differs from the processor's",
+            differs.unwrap_or(0)
+        );
+        Ok(Outcome::Decoded(status))
+    }
+}
