@@ -26,6 +26,7 @@ pub mod coding;
 pub mod commands;
 pub mod compress;
 pub mod container;
+pub mod device;
 pub mod error;
 pub mod model;
 pub mod progress;

@@ -170,14 +170,13 @@ impl<'a> Decoder<'a> {
     /// What is wrong with the container.
     pub fn decode(&self, tensor: &Tensor<'a>, checks: Checks) -> Result<Vec<u8>> {
         let tensor = self.resolve(tensor)?;
-        let (bytes, differs) = if tensor.coding() == Coding::Raw {
-            let bytes = tensor.raw(Checks::SkipChecksums).map_err(damaged)?;
-            (bytes.to_vec(), nwc_decode_core::Error::StreamChecksum)
+        let bytes = if tensor.coding() == Coding::Raw {
+            tensor.raw(Checks::SkipChecksums).map_err(damaged)?.to_vec()
         } else {
-            (self.decode_as(&tensor, tensor.dtype(), checks)?, nwc_decode_core::Error::ContentChecksum)
+            self.decode_as(&tensor, tensor.dtype(), checks)?
         };
-        if checks == Checks::All && Some(crc(&bytes)) != tensor.content_crc() {
-            return Err(damaged(differs));
+        if checks == Checks::All {
+            check_content(&tensor, &bytes)?;
         }
         Ok(bytes)
     }
@@ -335,6 +334,18 @@ impl<'a> Restorer<'a, '_> {
     }
 }
 
+/// Compares a tensor's bytes, of its own dtype, with the checksum of its content.
+pub(crate) fn check_content(tensor: &Tensor<'_>, bytes: &[u8]) -> Result<()> {
+    if Some(crc(bytes)) == tensor.content_crc() {
+        return Ok(());
+    }
+    Err(damaged(if tensor.coding() == Coding::Raw {
+        nwc_decode_core::Error::StreamChecksum
+    } else {
+        nwc_decode_core::Error::ContentChecksum
+    }))
+}
+
 /// Compares a stream with its CRC-32, by the fastest means.
 fn check_stream((stream, expected): (&[u8], u32)) -> Result<(), nwc_decode_core::Error> {
     if crc32fast::hash(stream) == expected { Ok(()) } else { Err(nwc_decode_core::Error::StreamChecksum) }
@@ -405,7 +416,7 @@ fn copy_exactly<const N: usize>(to: &mut [u8], from: &[u8]) -> bool {
 }
 
 /// Memory of a size that a file asks for.
-fn zeros(len: usize) -> Result<Vec<u8>> {
+pub(crate) fn zeros(len: usize) -> Result<Vec<u8>> {
     let mut memory = Vec::new();
     memory.try_reserve_exact(len).map_err(|error| {
         Error::input(format!("needs {len} bytes of memory at once"))

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::Outcome;
 use super::compress::{CodingArgs, open, scratch_file};
 use crate::compress::{Target, compress};
+use crate::device::{Device, Gpu};
 use crate::progress::Progress;
 use crate::restore::{ContainerFile, Decoder, Restorer, TableMemory, damaged};
 use crate::simd::Level;
@@ -62,6 +63,9 @@ pub struct DecodeArgs {
     /// Instructions to use; `best` is what every other command takes
     #[arg(long, value_enum, default_value_t = Instructions::Best)]
     pub instructions: Instructions,
+    /// What decodes; a GPU to its own memory, whatever --threads and --instructions say
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub device: Device,
     /// Runs; the median counts
     #[arg(long, default_value_t = 11, value_parser = at_least_one)]
     pub runs: usize,
@@ -195,6 +199,9 @@ fn decode(args: &DecodeArgs, progress: &dyn Progress) -> Result<Outcome> {
             .file(&args.file)
             .remedy("give a container with coded weights"));
     }
+    if let Some(gpu) = args.device.open(&container).map_err(|error| error.file(&args.file))? {
+        return decode_on_gpu(args, &gpu, progress);
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.max(1)).build().map_err(|error| {
         Error::input(format!("cannot start {} threads: {error}", args.threads))
             .source(error)
@@ -229,12 +236,35 @@ fn decode(args: &DecodeArgs, progress: &dyn Progress) -> Result<Outcome> {
         "weights": weights,
         "runs": args.runs,
         "instructions": format!("{level:?}").to_lowercase(),
+        "device": "cpu",
     });
     let text = format!(
         "{weights} weights, {} threads, {level:?}: entropy and trellis {:.1} million symbols a second, whole decode to f16 {:.1} million weights a second\n",
         args.threads,
         symbols / 1e6,
         whole / 1e6
+    );
+    Ok(Outcome::new(json, text))
+}
+
+fn decode_on_gpu(args: &DecodeArgs, gpu: &Gpu, progress: &dyn Progress) -> Result<Outcome> {
+    progress.begin("measuring", args.runs as u64);
+    let speed = gpu.speed(args.runs, progress).map_err(|error| error.file(&args.file))?;
+    let rate = speed.weights as f64 / speed.seconds.max(1e-9);
+    let json = json!({
+        "symbols_per_second": null,
+        "weights_per_second": rate,
+        "threads": null,
+        "weights": speed.weights,
+        "runs": args.runs,
+        "instructions": null,
+        "device": gpu.name(),
+    });
+    let text = format!(
+        "{} weights, {}: whole decode to f16 {:.1} million weights a second\n",
+        speed.weights,
+        gpu.name(),
+        rate / 1e6
     );
     Ok(Outcome::new(json, text))
 }

@@ -14,9 +14,10 @@ use serde_json::json;
 
 use super::Outcome;
 use super::compress::SOURCE_MANIFEST;
+use crate::device::{Device, Gpu};
 use crate::model::{FolderWriter, check_file_name};
 use crate::progress::Progress;
-use crate::restore::{ContainerFile, Decoder, TableMemory, damaged};
+use crate::restore::{ContainerFile, Decoder, TableMemory, check_content, damaged};
 use crate::tensors::to_f32;
 use crate::{Error, Result};
 
@@ -31,6 +32,9 @@ pub struct DecompressArgs {
     /// Write floating-point tensors as this type, not as the original's
     #[arg(long)]
     pub dtype: Option<FloatType>,
+    /// What decodes: the weights are the same
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub device: Device,
     /// Replace the folder if it exists
     #[arg(long)]
     pub force: bool,
@@ -89,6 +93,7 @@ pub fn run(args: &DecompressArgs, progress: &dyn Progress) -> Result<Outcome> {
             writer.add_file(attachment.name, &content)?;
         }
     }
+    let gpu = args.device.open(&container).map_err(in_file)?;
     let mut memory = TableMemory::default();
     let decoder = Decoder::new(&container, &mut memory).map_err(in_file)?;
     let tensors = decoder.tensors();
@@ -110,19 +115,29 @@ pub fn run(args: &DecompressArgs, progress: &dyn Progress) -> Result<Outcome> {
         let borrowed: Vec<(&str, DType, &[usize])> =
             layout.iter().map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.as_slice())).collect();
         writer.begin_file(&part.name, part.metadata.as_ref(), &borrowed)?;
-        decoder.in_batches(
-            part.tensors.iter().copied(),
-            |tensor| decode(&decoder, tensor, args.dtype),
-            |index, bytes| {
-                progress.check()?;
-                let tensor = &tensors[index];
-                let bytes =
-                    bytes.map_err(|error| error.tensor(tensor.name().to_string())).map_err(in_file)?;
-                writer.write_tensor(&bytes)?;
-                progress.advance(tensor.elements() as u64);
-                Ok(())
-            },
-        )?;
+        let mut write = |index: usize, bytes: Result<Vec<u8>>| {
+            progress.check()?;
+            let tensor = &tensors[index];
+            let bytes = bytes.map_err(|error| error.tensor(tensor.name().to_string())).map_err(in_file)?;
+            writer.write_tensor(&bytes)?;
+            progress.advance(tensor.elements() as u64);
+            Ok(())
+        };
+        match &gpu {
+            Some(gpu) => part
+                .tensors
+                .iter()
+                .try_for_each(|&index| write(index, decode_on_gpu(&decoder, gpu, index, args.dtype))),
+            None => decoder.in_batches(
+                part.tensors.iter().copied(),
+                |tensor| {
+                    decode(&decoder, tensor, args.dtype, |coded, dtype| {
+                        decoder.decode_as(coded, dtype, Checks::All)
+                    })
+                },
+                write,
+            ),
+        }?;
         writer.end_file()?;
     }
     progress.check()?;
@@ -161,14 +176,35 @@ fn output_dtype(dtype: DType, wanted: Option<FloatType>) -> DType {
     }
 }
 
-fn decode<'a>(decoder: &Decoder<'a>, tensor: &Tensor<'a>, wanted: Option<FloatType>) -> Result<Vec<u8>> {
+fn decode_on_gpu(
+    decoder: &Decoder<'_>,
+    gpu: &Gpu,
+    index: usize,
+    wanted: Option<FloatType>,
+) -> Result<Vec<u8>> {
+    let tensor = &decoder.tensors()[index];
+    let original = if let Coding::Alias(target) = tensor.coding() { target } else { index };
+    decode(decoder, tensor, wanted, |_, dtype| gpu.decode(original, dtype))
+}
+
+/// The bytes to write of a tensor, checked. `coded` decodes one that is coded.
+fn decode<'a>(
+    decoder: &Decoder<'a>,
+    tensor: &Tensor<'a>,
+    wanted: Option<FloatType>,
+    coded: impl Fn(&Tensor<'a>, DType) -> Result<Vec<u8>>,
+) -> Result<Vec<u8>> {
     let dtype = output_dtype(tensor.dtype(), wanted);
-    if dtype == tensor.dtype() {
-        return decoder.decode(tensor, Checks::All);
-    }
     let original = decoder.resolve(tensor)?;
     if original.coding() == Coding::Coded {
-        return decoder.decode_as(&original, dtype, Checks::All);
+        let bytes = coded(&original, dtype)?;
+        if dtype == tensor.dtype() {
+            check_content(&original, &bytes)?;
+        }
+        return Ok(bytes);
+    }
+    if dtype == tensor.dtype() {
+        return decoder.decode(tensor, Checks::All);
     }
     // Raw tensors may hold anything, infinity and NaN too, so they are rounded by the ordinary rules.
     let values = to_f32(tensor.dtype(), &decoder.decode(tensor, Checks::All)?);
