@@ -1,15 +1,15 @@
 //! All checks in a row, cheapest first.
 
 use crate::{
-    checked, cuda_example, deny, docs, firmware, fuzz_build, lint, miri, no_panic, ptx, qemu, reference,
-    targets, words,
+    checked, cuda_example, cuda_stub, deny, docs, firmware, fuzz_build, lint, miri, no_panic, ptx, qemu,
+    reference, targets, words,
 };
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
 type Check = fn() -> Result<()>;
 
-const CHECKS: [(&str, Check); 16] = [
+const CHECKS: [(&str, Check); 17] = [
     ("fmt", lint::fmt),
     ("words", words::check),
     ("clippy", lint::clippy),
@@ -18,6 +18,7 @@ const CHECKS: [(&str, Check); 16] = [
     ("targets", targets::build),
     ("ptx", ptx::check),
     ("cuda-example", cuda_example::check),
+    ("cuda-host", cuda_stub::check),
     ("docs", docs::check),
     ("checked", checked::test),
     ("fuzz-build", fuzz_build::build),

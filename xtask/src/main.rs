@@ -4,12 +4,14 @@ mod bench;
 mod checked;
 mod ci;
 mod cuda_example;
+mod cuda_stub;
 mod cuda_tools;
 mod deny;
 mod docs;
 mod experiment;
 mod firmware;
 mod fuzz_build;
+
 mod instructions;
 mod lint;
 mod make_model;
@@ -68,6 +70,10 @@ enum Verb {
     Ptx(ptx::Options),
     /// Compile the CUDA C++ examples, and link them with the kernels' device functions
     CudaExample,
+    /// Lint what needs NVIDIA's driver, linked with a stand-in for its library
+    CudaHost,
+    /// Make the stand-in for the driver's library, and say how to build with it
+    CudaStub,
     /// Write a synthetic transformer of a given size, for benchmarks and tests at scale
     MakeModel(make_model::Options),
     /// Compress the bundled model, check and restore it, and say what came of it
@@ -121,6 +127,8 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Miri => miri::test(),
         Verb::Ptx(options) => ptx::run(options),
         Verb::CudaExample => cuda_example::build(),
+        Verb::CudaHost => cuda_stub::check(),
+        Verb::CudaStub => cuda_stub::build(),
         Verb::MakeModel(options) => make_model::run(options),
         Verb::Quickstart => quickstart::run_through(),
         Verb::Record { subject } => record::record(*subject),
