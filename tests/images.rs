@@ -10,7 +10,9 @@ const ITEM_ROWS: [usize; 2] = [16, 4096];
 #[test]
 fn images_of_all_vectors_decode_to_the_same_weights() {
     let mut tensors = 0;
-    for vector in Ledger::read().vectors.iter().filter(|vector| vector.error.is_none() && vector.call.is_none()) {
+    for vector in
+        Ledger::read().vectors.iter().filter(|vector| vector.error.is_none() && vector.call.is_none())
+    {
         let bytes = read_vector(&vector.file);
         let container = Container::open(&bytes, &Limits::default()).expect(&vector.file);
         for item_rows in ITEM_ROWS {
@@ -20,8 +22,15 @@ fn images_of_all_vectors_decode_to_the_same_weights() {
                 image.decode_on_host(number, &mut weights).expect(&vector.file);
                 let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
                 let crc = format!("{:08x}", Crc32::of(&bytes));
-                let line = vector.tensors.iter().find(|line| line.name == tensor.name).expect("it is in the ledger");
-                assert_eq!(crc, line.crc[DType::F32.name()], "{}: {}, {item_rows} rows", vector.file, tensor.name);
+                let line =
+                    vector.tensors.iter().find(|line| line.name == tensor.name).expect("it is in the ledger");
+                assert_eq!(
+                    crc,
+                    line.crc[DType::F32.name()],
+                    "{}: {}, {item_rows} rows",
+                    vector.file,
+                    tensor.name
+                );
                 tensors += 1;
             }
         }
@@ -57,7 +66,13 @@ fn damage_to_words_and_lanes_stays_in_its_item() {
         let image = Image::new(&container, ImageOptions { item_rows: 16 }).expect(&vector.file);
         for tensor in 0..image.tensors().len() {
             let mut sound = vec![0f32; image.tensors()[tensor].elements()];
-            assert!(image.status_on_host(tensor, &mut sound).expect("it has the size").iter().all(|&code| code == 0));
+            assert!(
+                image
+                    .status_on_host(tensor, &mut sound)
+                    .expect("it has the size")
+                    .iter()
+                    .all(|&code| code == 0)
+            );
             let first = image.items_of(tensor).start;
             for item in image.items_of(tensor) {
                 for place in image.untrusted(item).into_iter().flatten() {
@@ -65,8 +80,13 @@ fn damage_to_words_and_lanes_stays_in_its_item() {
                     let mut weights = vec![0f32; sound.len()];
                     let status = damaged.status_on_host(tensor, &mut weights).expect("it has the size");
                     let others = |(number, &code): (usize, &u32)| number + first == item || code == 0;
-                    assert!(status.iter().enumerate().all(others), "{}: byte {place}: {status:?}", vector.file);
-                    let changed = weights.iter().zip(&sound).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                    assert!(
+                        status.iter().enumerate().all(others),
+                        "{}: byte {place}: {status:?}",
+                        vector.file
+                    );
+                    let changed =
+                        weights.iter().zip(&sound).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
                     assert!(changed <= 16 * 32, "{}: byte {place}: {changed} weights", vector.file);
                     *if status[item - first] == 0 { &mut unnoticed } else { &mut found } += 1;
                 }

@@ -135,7 +135,12 @@ fn with_image(context: &Context, decoder: Option<Decoder>, image: Image) -> Resu
 }
 
 /// Decodes tensors of an image to host memory.
-fn decode(decoder: &Decoder, stream: &Stream, tensors: &[usize], dtype: DType) -> Result<(Vec<Vec<u8>>, Vec<u32>)> {
+fn decode(
+    decoder: &Decoder,
+    stream: &Stream,
+    tensors: &[usize],
+    dtype: DType,
+) -> Result<(Vec<Vec<u8>>, Vec<u32>)> {
     let outputs = tensors
         .iter()
         .map(|&tensor| {
@@ -245,7 +250,8 @@ fn model(gigabytes: f64) -> Result<Vec<u8>> {
     }
     let settings = Settings::new(Target::Bits(4.0));
     let mut file = tempfile::tempfile()?;
-    compress(&tensors, Vec::new(), &settings, &Silent, &mut file).map_err(|error| anyhow::anyhow!("{error}"))?;
+    compress(&tensors, Vec::new(), &settings, &Silent, &mut file)
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
     let mut bytes = Vec::new();
     file.rewind()?;
     file.read_to_end(&mut bytes)?;
@@ -299,7 +305,8 @@ fn speed(context: &Context, gigabytes: f64, item_rows: &[usize]) -> Result<Value
         });
         for shape in [[1, 4096, 4096], [1, 14336, 4096]] {
             // All matrices of the shape in turn: none is in the cache when it is needed.
-            let alike: Vec<usize> = all.iter().copied().filter(|&tensor| tensors[tensor].shape == shape).collect();
+            let alike: Vec<usize> =
+                all.iter().copied().filter(|&tensor| tensors[tensor].shape == shape).collect();
             let plans = alike
                 .iter()
                 .map(|&tensor| Ok(decoder.plan(&[tensor], DType::F16, &pointers[tensor..=tensor])?))
@@ -310,13 +317,20 @@ fn speed(context: &Context, gigabytes: f64, item_rows: &[usize]) -> Result<Value
             let name = format!("{out}x{input}");
             lines[&name]["to_f16_us"] = json!(one * 1e6);
             for batch in [1usize, 8, 16] {
-                let x: Vec<u16> = (0..batch * input).map(|i| f16::from_f32((i % 17) as f32 / 8.0 - 1.0).to_bits()).collect();
+                let x: Vec<u16> = (0..batch * input)
+                    .map(|i| f16::from_f32((i % 17) as f32 / 8.0 - 1.0).to_bits())
+                    .collect();
                 let x = DeviceBuffer::from_slice(&x)?;
                 let y = DeviceBuffer::<f32>::zeroed(batch * out)?;
-                let products = alike.iter().map(|&tensor| Ok(decoder.product(tensor, batch)?)).collect::<Result<Vec<_>>>()?;
+                let products = alike
+                    .iter()
+                    .map(|&tensor| Ok(decoder.product(tensor, batch)?))
+                    .collect::<Result<Vec<_>>>()?;
                 let time = median(&stream, 50, |run| {
                     // SAFETY: x and y have the lengths that the product needs.
-                    Ok(unsafe { products[run % products.len()].add(&stream, x.as_device_ptr(), y.as_device_ptr()) }?)
+                    Ok(unsafe {
+                        products[run % products.len()].add(&stream, x.as_device_ptr(), y.as_device_ptr())
+                    }?)
                 })?;
                 lines[&name][format!("product_{batch}_us")] = json!(time * 1e6);
             }
@@ -331,7 +345,8 @@ fn speed(context: &Context, gigabytes: f64, item_rows: &[usize]) -> Result<Value
 /// ‖y - W x‖ / ‖W x‖ for a product of the device, with the decoded F32 weights and sums in double precision.
 fn product_error(decoder: &Decoder, stream: &Stream, tensor: usize, batch: usize) -> Result<f64> {
     let (outputs, _) = decode(decoder, stream, &[tensor], DType::F32)?;
-    let weights: Vec<f32> = outputs[0].as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let weights: Vec<f32> =
+        outputs[0].as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     let [_, out, input] = decoder.image().tensors()[tensor].shape;
     let x: Vec<f16> = (0..batch * input).map(|i| f16::from_f32((i * 7 % 31) as f32 / 16.0 - 0.9)).collect();
     let bits: Vec<u16> = x.iter().map(|x| x.to_bits()).collect();

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use bytemuck::Pod;
 use nwc_decode_core::{Coding, Container, DType, Error, RowValue, Scratch, Synthesis, Table, Tables};
 use nwc_decode_kernels::layout::{
-    BlockRecord, CHUNK, ColumnRecord, ESCAPE, Header, INDEXED_ESCAPE, ItemRecord, LANES, TensorRecord, UNIT, flag, form,
+    BlockRecord, CHUNK, ColumnRecord, ESCAPE, Header, INDEXED_ESCAPE, ItemRecord, LANES, TensorRecord, UNIT,
+    flag, form,
 };
 use rayon::prelude::*;
 
@@ -86,7 +87,12 @@ impl Image {
             let first_item = items.len() as u32;
             let record = add_tensor(&mut writer, &mut items, &coded, &tables, hadamard, options)?;
             records.push(TensorRecord { first_item, items: items.len() as u32 - first_item, ..record });
-            tensors.push(ImageTensor { index, name: tensor.name().to_string(), dtype: tensor.dtype(), shape });
+            tensors.push(ImageTensor {
+                index,
+                name: tensor.name().to_string(),
+                dtype: tensor.dtype(),
+                shape,
+            });
         }
         let tensor_records = writer.put(&records)?;
         let item_records = writer.put(&items)?;
@@ -316,7 +322,12 @@ fn is_tame(rows: &[RowValue], columns: &[f32]) -> bool {
 }
 
 /// The tables for classes `least..=most`, in the best form for them, and the part of the record that tells of them.
-fn table_record(writer: &mut Writer, tables: &Tables<'_>, least: i32, most: i32) -> Result<TensorRecord, Error> {
+fn table_record(
+    writer: &mut Writer,
+    tables: &Tables<'_>,
+    least: i32,
+    most: i32,
+) -> Result<TensorRecord, Error> {
     let classes = (most - least + 1).cast_unsigned();
     let precision = tables.precision();
     let base = TensorRecord {
@@ -328,12 +339,26 @@ fn table_record(writer: &mut Writer, tables: &Tables<'_>, least: i32, most: i32)
     };
     if let Some((taps, bytes)) = direct(tables, least, most) {
         let table_bytes = bytes.len() as u32;
-        return Ok(TensorRecord { form: form::DIRECT, tables: writer.put_once(bytes)?, table_bytes, taps, ..base });
+        return Ok(TensorRecord {
+            form: form::DIRECT,
+            tables: writer.put_once(bytes)?,
+            table_bytes,
+            taps,
+            ..base
+        });
     }
     let (symbols, entries, next, bytes) = indexed(tables, least, most);
     let form = if bytes.len() <= MOST_INDEXED { form::INDEXED } else { form::GLOBAL };
     let table_bytes = bytes.len() as u32;
-    Ok(TensorRecord { form, tables: writer.put_once(bytes)?, table_bytes, taps: next, symbols, entries, ..base })
+    Ok(TensorRecord {
+        form,
+        tables: writer.put_once(bytes)?,
+        table_bytes,
+        taps: next,
+        symbols,
+        entries,
+        ..base
+    })
 }
 
 /// The symbols of the tables of a class and parity, as (index, start, frequency); an escape has no index.
@@ -390,7 +415,8 @@ fn indexed(tables: &Tables<'_>, least: i32, most: i32) -> (u32, u32, u32, Vec<u8
     let unions = tables.unions();
     let numbers: Vec<(i32, u32)> =
         (least..=most).flat_map(|class| (0..unions).map(move |union| (class, union))).collect();
-    let symbols = numbers.iter().map(|&(class, union)| indices(tables, class, union).count()).max().unwrap_or(1);
+    let symbols =
+        numbers.iter().map(|&(class, union)| indices(tables, class, union).count()).max().unwrap_or(1);
     let mut bytes = Vec::new();
     for &(class, union) in &numbers {
         for (symbol, (_, _, frequency)) in indices(tables, class, union).enumerate() {

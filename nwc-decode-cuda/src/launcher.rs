@@ -217,7 +217,9 @@ impl Decoder {
         let per_warp = LANES * RING_BYTES + shared_per_warp;
         let warps = (self.most_shared.saturating_sub(tables) / per_warp).min(most_warps);
         if warps == 0 {
-            return Err(Error::Usage(format!("tables of {tables} bytes do not fit the device's shared memory")));
+            return Err(Error::Usage(format!(
+                "tables of {tables} bytes do not fit the device's shared memory"
+            )));
         }
         let blocks = self.image.blocks(tensors, warps);
         let function = module.get_function(kernel).to("find a kernel")?;
@@ -271,7 +273,11 @@ fn allow_shared(function: &Function<'_>, bytes: usize) -> Result<()> {
 
 /// The outcome of a call that cust has no name for.
 fn done(result: sys::CUresult, what: &'static str) -> Result<()> {
-    if result == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { Err(Error::Refused { what, code: result as u32 }) }
+    if result == sys::CUresult::CUDA_SUCCESS {
+        Ok(())
+    } else {
+        Err(Error::Refused { what, code: result as u32 })
+    }
 }
 
 /// A kernel, with the items that it is to decode.

@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 
-use nwc_decode_core::{CHUNK_ROWS, Checks, Chunk, CodedTensor, Error, MAX_LANES, RowEngine, RowValue, Rows, Tables};
+use nwc_decode_core::{
+    CHUNK_ROWS, Checks, Chunk, CodedTensor, Error, MAX_LANES, RowEngine, RowValue, Rows, Tables,
+};
 use nwc_decode_kernels::layout::{LANES, LaneRecord};
 
 /// A part of a tile that a warp will decode: some rows of one group of columns.
@@ -40,7 +42,8 @@ pub(crate) struct SlotTables<'t> {
 impl<'t> SlotTables<'t> {
     pub(crate) fn new(tables: &'t Tables<'t>) -> Self {
         let classes = tables.classes().cast_unsigned() as usize;
-        let numbers = (0..classes).flat_map(|class| (0..tables.unions() as usize).map(move |union| (class, union)));
+        let numbers =
+            (0..classes).flat_map(|class| (0..tables.unions() as usize).map(move |union| (class, union)));
         let slots = numbers.flat_map(|(class, union)| {
             tables.weight_symbols(class, union).enumerate().flat_map(|(symbol, (value, start, frequency))| {
                 let value = (symbol > 0).then_some(value);

@@ -85,8 +85,13 @@ fn compile(code: &str, source: &Path, library: &Path) -> Result<()> {
 
 /// The file that declares what the bindings to libcuda use.
 fn bindings() -> Result<PathBuf> {
-    let metadata: Value =
-        serde_json::from_str(&output(&mut cargo(["metadata", "--format-version", "1", "--all-features", "--locked"]))?)?;
+    let metadata: Value = serde_json::from_str(&output(&mut cargo([
+        "metadata",
+        "--format-version",
+        "1",
+        "--all-features",
+        "--locked",
+    ]))?)?;
     let packages = metadata["packages"].as_array().context("cargo lists no packages")?;
     let manifest = packages
         .iter()

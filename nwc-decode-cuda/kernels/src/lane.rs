@@ -238,9 +238,5 @@ fn butterflies<const APART: usize>(rows: [i32; CHUNK]) -> [i32; CHUNK] {
 pub fn weight<const CAREFUL: bool>(latent: i32, unit: f32, row_scale: f32, column_scale: f32) -> f32 {
     let step = row_scale * column_scale;
     let value = latent as f32 * unit;
-    if CAREFUL {
-        (value * step.clamp(f32::MIN, f32::MAX)).clamp(f32::MIN, f32::MAX)
-    } else {
-        value * step
-    }
+    if CAREFUL { (value * step.clamp(f32::MIN, f32::MAX)).clamp(f32::MIN, f32::MAX) } else { value * step }
 }

@@ -88,7 +88,11 @@ impl Block {
         if place.lane == 0 {
             // SAFETY: by the caller.
             unsafe {
-                status.add((self.record.first_item + number) as usize).write(if wrong == 0 { 0 } else { first });
+                status.add((self.record.first_item + number) as usize).write(if wrong == 0 {
+                    0
+                } else {
+                    first
+                });
             }
         }
     }

@@ -4,7 +4,8 @@ use nwc_decode_core::DType;
 
 use super::block::Block;
 use super::intrinsics::{
-    load_matrices, load_shared_4, pack_bf16, pack_f16, store_global, store_global_4, store_global_16, store_shared_4, store_shared_f32, sync_warp,
+    load_matrices, load_shared_4, pack_bf16, pack_f16, store_global, store_global_4, store_global_16,
+    store_shared_4, store_shared_f32, sync_warp,
 };
 use super::item::{Place, Sink, decode, settle};
 use crate::lane::{rows, weight};
@@ -181,7 +182,8 @@ impl Writer {
         Self {
             // A thread writes 8 columns of each row from its quarter on: see `write_rows`.
             out: if along == Along::Rows {
-                warp_out.wrapping_add((place.lane / 4) as usize * stride * bytes + (place.lane % 4) as usize * 16)
+                warp_out
+                    .wrapping_add((place.lane / 4) as usize * stride * bytes + (place.lane % 4) as usize * 16)
             } else {
                 out
             },
@@ -200,8 +202,7 @@ impl Writer {
     /// The weights' places are within the tensor.
     #[inline(always)]
     unsafe fn write<T: Format, const CAREFUL: bool>(&self, place: &Place, row: u32, values: [f32; CHUNK]) {
-        let values =
-            rows!(ROW => if CAREFUL { values[ROW].clamp(-T::MAX, T::MAX) } else { values[ROW] });
+        let values = rows!(ROW => if CAREFUL { values[ROW].clamp(-T::MAX, T::MAX) } else { values[ROW] });
         let words = T::pack(values);
         let out = self.out.wrapping_add(row as usize * self.stride);
         let count = if CAREFUL { (place.item.rows - row) as usize } else { CHUNK };

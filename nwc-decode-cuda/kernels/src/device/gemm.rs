@@ -5,8 +5,8 @@
 
 use super::block::Block;
 use super::intrinsics::{
-    add_global, f16_to_f32, load_matrices, multiply_add, pack_f16, shuffle, store_shared_4, store_shared_f32, sync_block,
-    sync_warp, thread, threads,
+    add_global, f16_to_f32, load_matrices, multiply_add, pack_f16, shuffle, store_shared_4, store_shared_f32,
+    sync_block, sync_warp, thread, threads,
 };
 use super::item::{Place, Sink, decode, settle, skip};
 use crate::lane::rows;
@@ -51,7 +51,6 @@ pub unsafe extern "ptx-kernel" fn nwc_gemm(
     // SAFETY: by the caller.
     unsafe { product::<2, 16>(image, blocks, x, batch, y, status) }
 }
-
 
 /// `TILES` matrices of 8 columns hold the batch, of which `KEPT` columns are of use.
 #[inline(always)]
@@ -159,8 +158,9 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
                     let n = 8 * tile as u32 + place.lane / 4;
                     let at = (16 * part + 8 * half) as u32 + place.lane % 4 * 2;
                     // SAFETY: by the caller.
-                    let (low, high) =
-                        unsafe { (self.of_column(place, n, at, share), self.of_column(place, n, at + 1, share)) };
+                    let (low, high) = unsafe {
+                        (self.of_column(place, n, at, share), self.of_column(place, n, at + 1, share))
+                    };
                     self.of_columns[tile][part][half] = pack_f16(low, high);
                 }
             }
@@ -181,7 +181,8 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
     /// What a unit of a latent is.
     #[inline(always)]
     fn unit<const CAREFUL: bool>(place: &Place) -> f32 {
-        (if CAREFUL { 1.0 / CAREFUL_UNIT } else { 1.0 }) * (if place.tensor.hadamard != 0 { 0.25 } else { 1.0 })
+        (if CAREFUL { 1.0 / CAREFUL_UNIT } else { 1.0 })
+            * (if place.tensor.hadamard != 0 { 0.25 } else { 1.0 })
     }
 
     /// Adds the block's sums of the chunks up to the one at `row` to y, once there are enough or no more.
@@ -201,7 +202,9 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
             let mut sum = 0.0;
             for warp in 0..self.items {
                 // SAFETY: the block's own shared memory.
-                sum += unsafe { f32::from_bits(super::intrinsics::load_shared(self.all_sums + warp * warp_bytes + at * 4)) };
+                sum += unsafe {
+                    f32::from_bits(super::intrinsics::load_shared(self.all_sums + warp * warp_bytes + at * 4))
+                };
             }
             if row < place.item.rows && n < self.batch {
                 // SAFETY: a scale for each row; y has an element for each row and column of the batch.
@@ -298,7 +301,8 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
                     let n = (tile * 8 + i % 2) as u32 + place.lane % 4 * 2;
                     let scale = f32::from_bits(shuffle(scale, lane));
                     if lane < place.item.columns_here && n < self.batch {
-                        let out = n as usize * place.tensor.out as usize + (place.item.first_column + lane) as usize;
+                        let out = n as usize * place.tensor.out as usize
+                            + (place.item.first_column + lane) as usize;
                         // SAFETY: by the caller.
                         unsafe { add_global(self.y.add(out), self.totals[tile][part][i] * scale) };
                     }
