@@ -1,6 +1,8 @@
 //! What all kernels do first: tables into shared memory, and a warp for each item.
 
-use super::intrinsics::{ballot, block, copy_async, shared_base, shuffle, thread, threads};
+use super::intrinsics::{
+    ballot, block, commit_and_wait, copy_async, shared_base, shuffle, sync_block, thread, threads,
+};
 use super::item::{Image, Place};
 use super::ring::RING_BYTES;
 use crate::layout::{BlockRecord, Header, LANES, TensorRecord, UNIT, form};
@@ -20,7 +22,7 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Begins to copy tables to shared memory; [`Place`]s wait for them. The block's shared memory has first the rings, then `own` bytes, a multiple of 16, for the kernel, then tables.
+    /// Copies tables to shared memory. The block's shared memory has first the rings, then `own` bytes, a multiple of 16, for the kernel, then tables.
     ///
     /// # Safety
     /// As the kernels'.
@@ -41,7 +43,9 @@ impl Block {
                 unsafe { copy_async(tables + at, image.at(tensor.tables).add(at as usize)) };
                 at += threads() * UNIT as u32;
             }
+            commit_and_wait::<0>();
         }
+        sync_block();
         Self { record, image, header, tensor, own: own_at, tables }
     }
 
@@ -73,7 +77,6 @@ impl Block {
             lane: thread() % WARP,
             ring: shared_base() + thread() * RING_BYTES,
             tables: self.tables,
-            tables_pending: true,
         }
     }
 

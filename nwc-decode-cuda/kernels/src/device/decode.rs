@@ -7,7 +7,7 @@ use super::intrinsics::{
     load_matrices, load_shared_4, pack_bf16, pack_f16, store_global, store_global_4, store_global_16,
     store_shared_4, store_shared_f32, sync_warp,
 };
-use super::item::{Place, Sink, decode, settle};
+use super::item::{Place, Sink, decode};
 use crate::lane::{rows, weight};
 use crate::layout::{self, BlockRecord, CHUNK, ColumnRecord, LANES, TILE_BYTES};
 
@@ -37,8 +37,6 @@ pub unsafe extern "ptx-kernel" fn nwc_decode(
             let tile = block.own + number * WARP_BYTES;
             let code = decode(&place, column, &mut Writer::new(&place, column, output, dtype, tile));
             block.report(status, number, &place, code);
-        } else {
-            settle(&place);
         }
     }
 }

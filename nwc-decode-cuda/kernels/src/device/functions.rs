@@ -153,7 +153,7 @@ pub unsafe extern "C" fn nwc_end(item: *const Item) -> u32 {
             return item.record.error;
         }
         let place = item.place();
-        first_code(&place, item.walk(&place).finish(&place, Walk::end(&place)))
+        first_code(&place, item.walk(&place).finish(&place))
     }
 }
 
@@ -172,7 +172,6 @@ impl Item {
             lane: self.lane,
             ring: self.ring,
             tables: self.tables,
-            tables_pending: false,
         }
     }
 

@@ -8,7 +8,7 @@ use super::intrinsics::{
     add_global, f16_to_f32, load_matrices, multiply_add, pack_f16, shuffle, store_shared_4, store_shared_f32,
     sync_block, sync_warp, thread, threads,
 };
-use super::item::{Place, Sink, decode, settle, skip};
+use super::item::{Place, Sink, decode, skip};
 use crate::lane::rows;
 use crate::layout::{self, BlockRecord, CHUNK, ColumnRecord, LANES};
 
@@ -88,7 +88,6 @@ unsafe fn product<const TILES: usize, const KEPT: u32>(
             product.finish(&place, column);
             block.report(status, number, &place, code);
         } else {
-            settle(&place);
             skip(&place, &mut product);
         }
     }

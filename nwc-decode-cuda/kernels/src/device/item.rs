@@ -1,8 +1,6 @@
 //! Decoding an item, whatever becomes of its weights.
 
-use super::intrinsics::{
-    ballot, commit_and_wait, generic, load_global_4, load_shared, load_shared_byte, shuffle, sync_block,
-};
+use super::intrinsics::{ballot, generic, load_global_4, load_shared, load_shared_byte, shuffle};
 use super::ring::Ring;
 use crate::lane::{self, Direct, Indexed, LOWER_BOUND, Lane, Memory, Symbols};
 use crate::layout::{
@@ -91,8 +89,6 @@ pub(crate) struct Place {
     pub(crate) ring: u32,
     /// The tensor's tables in shared memory, if they are there.
     pub(crate) tables: u32,
-    /// The block's threads have asked for the tables, but not waited for them.
-    pub(crate) tables_pending: bool,
 }
 
 /// What is done with the rows of a chunk.
@@ -120,15 +116,6 @@ pub(crate) fn skip(place: &Place, sink: &mut impl Sink) {
     }
 }
 
-/// Waits for tables that are pending: all threads of the block come here once.
-#[inline(always)]
-pub(crate) fn settle(place: &Place) {
-    if place.tables_pending {
-        commit_and_wait::<0>();
-        sync_block();
-    }
-}
-
 /// Decodes an item. Returns this lane's error code, or 0.
 ///
 /// # Safety
@@ -136,7 +123,6 @@ pub(crate) fn settle(place: &Place) {
 #[inline(always)]
 pub(crate) unsafe fn decode(place: &Place, column: ColumnRecord, sink: &mut impl Sink) -> u32 {
     if place.item.error != 0 {
-        settle(place);
         skip(place, sink);
         return place.item.error;
     }
@@ -190,11 +176,8 @@ impl<S: Sink> Job for WholeItem<'_, S> {
         let Self { place, column, sink } = self;
         // SAFETY: by the caller.
         unsafe {
-            // What comes from memory is asked for at once.
             let class = symbols.class(class(place, column, 0));
-            let end = Walk::end(place);
             let mut walk = Walk::new(place);
-            settle(place);
             let always = CAREFUL || place.item.flags & flag::CAREFUL != 0;
             let mut escapes = 0;
             let mut row = 0;
@@ -215,7 +198,7 @@ impl<S: Sink> Job for WholeItem<'_, S> {
                 }
                 row += CHUNK as u32;
             }
-            walk.finish(place, end)
+            walk.finish(place)
         }
     }
 }
@@ -304,21 +287,16 @@ impl Walk {
         }
     }
 
-    /// Where the lane's words end.
+    /// Behind the last row: the lane's error code, or 0.
     ///
     /// # Safety
     /// As of [`new`](Self::new).
     #[inline(always)]
-    pub(crate) unsafe fn end(place: &Place) -> u32 {
+    pub(crate) unsafe fn finish(&self, place: &Place) -> u32 {
         // SAFETY: the item has a record for each lane, and one more after the last.
-        unsafe { place.image.read::<LaneRecord>(place.item.lanes, place.lane + 1).start() }
-    }
-
-    /// Behind the last row: the lane's error code, or 0. `end` is where its words must end.
-    #[inline(always)]
-    pub(crate) fn finish(&self, place: &Place, end: u32) -> u32 {
+        let next: LaneRecord = unsafe { place.image.read(place.item.lanes, place.lane + 1) };
         let ends = place.item.flags & flag::LAST != 0;
-        finish(self.words.position(), end, if ends { self.lane.x } else { LOWER_BOUND })
+        finish(self.words.position(), next.start(), if ends { self.lane.x } else { LOWER_BOUND })
     }
 }
 
