@@ -8,12 +8,19 @@ use nwc_decode_cuda::cust::context::Context;
 use nwc_decode_cuda::cust::memory::{CopyDestination, DeviceBuffer, DevicePointer};
 use nwc_decode_cuda::cust::stream::{Stream, StreamFlags};
 use nwc_decode_cuda::{Decoder, Error, Image, ImageOptions};
+use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::{sound_vectors, with_image};
 
 /// Rows of an item: several items in most tensors of the vectors.
 const ITEM_ROWS: usize = 64;
+/// Containers that are made images of at once, on all cores: that takes longer than the GPU does.
+const TOGETHER: usize = 256;
+/// The most items of an image whose bytes are flipped, from its first to its last.
+const MOST_ITEMS: usize = 32;
+/// Larger images are decoded, but not damaged: each copy would take too long.
+const MOST_IMAGE_BYTES: usize = 1 << 20;
 /// What outputs are filled with before, as bytes: what is not decoded must stay so.
 const FILL: u8 = 0xA5;
 /// Outputs of several tensors begin at multiples of this many bytes.
@@ -33,7 +40,7 @@ struct Count {
 }
 
 impl Count {
-    fn add(&mut self, outcome: Outcome) {
+    fn add(&mut self, outcome: &Outcome) {
         self.cases += 1;
         match outcome {
             Outcome::Refused => self.refused += 1,
@@ -73,7 +80,7 @@ pub(crate) fn run(context: &Context, folder: &Path, most_bytes: usize, all_bits:
         fill: vec![FILL; ALIGNMENT],
     };
     let (mut containers, mut images) = (Count::default(), Count::default());
-    let mut files = 0;
+    let (mut files, mut images_left_out) = (0, Vec::new());
     for vector in sound_vectors(folder, most_bytes)? {
         // Should a kernel not return, this says where.
         eprintln!("{}: {} bytes", vector.file, vector.bytes.len());
@@ -82,46 +89,60 @@ pub(crate) fn run(context: &Context, folder: &Path, most_bytes: usize, all_bits:
             let all = vector.bytes.len() <= all_bits;
             (0..8).filter(move |&bit| all || bit == place % 8).map(|bit| 1u8 << bit)
         };
-        let mut damaged = vector.bytes.clone();
-        for place in 0..damaged.len() {
-            for mask in masks(place) {
-                damaged[place] ^= mask;
-                let outcome = campaign.container(&damaged);
-                containers
-                    .add(outcome.with_context(|| format!("{}: byte {place} ^ {mask:#x}", vector.file))?);
-                damaged[place] ^= mask;
+        let cases: Vec<(usize, u8)> =
+            (0..vector.bytes.len()).flat_map(|place| masks(place).map(move |mask| (place, mask))).collect();
+        for cases in cases.chunks(TOGETHER) {
+            let made: Vec<Option<Image>> =
+                cases.par_iter().map(|&(place, mask)| damaged_image(&vector.bytes, place, mask)).collect();
+            for (&(place, mask), image) in cases.iter().zip(made) {
+                let outcome = match image {
+                    Some(image) => campaign
+                        .image(image)
+                        .with_context(|| format!("{}: byte {place} ^ {mask:#x}", vector.file))?,
+                    None => Outcome::Refused,
+                };
+                containers.add(&outcome);
             }
         }
         let container = Container::open(&vector.bytes, &Limits::default())?;
         let image = Image::new(&container, ImageOptions { item_rows: ITEM_ROWS })?;
-        for item in 0..image.items() {
+        if image.bytes().len() > MOST_IMAGE_BYTES {
+            images_left_out.push(vector.file.clone());
+            continue;
+        }
+        for item in (0..image.items()).step_by(image.items().div_ceil(MOST_ITEMS).max(1)) {
             for place in image.untrusted(item).into_iter().flatten() {
                 for mask in masks(place) {
                     let name = || format!("{}: byte {place} of the image ^ {mask:#x}", vector.file);
                     let outcome = campaign.image(image.with_flipped(place, mask)).with_context(name)?;
                     if let Outcome::Decoded(status) = &outcome {
-                        let others = status.iter().enumerate().filter(|(number, _)| *number != item);
-                        ensure!(others.clone().all(|(_, &code)| code == 0), "{}: {status:?}", name());
+                        let mut others = status.iter().enumerate().filter(|(number, _)| *number != item);
+                        ensure!(others.all(|(_, &code)| code == 0), "{}: {status:?}", name());
                     }
-                    images.add(outcome);
+                    images.add(&outcome);
                 }
             }
         }
     }
     // A campaign in which nothing happens shows nothing.
     ensure!(containers.found > 0 && images.found > 0, "no damage was found");
-    Ok(json!({ "files": files, "containers": containers.json(), "images": images.json() }))
+    Ok(json!({
+        "files": files,
+        "containers": containers.json(),
+        "images": images.json(),
+        "images_too_large": images_left_out,
+    }))
+}
+
+/// The image of a container with some bits of a byte flipped, if there is one.
+fn damaged_image(container: &[u8], place: usize, mask: u8) -> Option<Image> {
+    let mut damaged = container.to_vec();
+    damaged[place] ^= mask;
+    let container = Container::open(&damaged, &Limits::default()).ok()?;
+    Image::new(&container, ImageOptions { item_rows: ITEM_ROWS }).ok()
 }
 
 impl Campaign<'_> {
-    fn container(&mut self, bytes: &[u8]) -> Result<Outcome> {
-        let Ok(container) = Container::open(bytes, &Limits::default()) else { return Ok(Outcome::Refused) };
-        let Ok(image) = Image::new(&container, ImageOptions { item_rows: ITEM_ROWS }) else {
-            return Ok(Outcome::Refused);
-        };
-        self.image(image)
-    }
-
     /// Decodes all tensors to F32, on the GPU and on the processor, and compares status and bytes.
     fn image(&mut self, image: Image) -> Result<Outcome> {
         let mut offsets = Vec::new();
