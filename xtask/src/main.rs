@@ -11,6 +11,7 @@ mod docs;
 mod experiment;
 mod firmware;
 mod fuzz_build;
+mod gpu_bundle;
 
 mod instructions;
 mod lint;
@@ -74,6 +75,8 @@ enum Verb {
     CudaHost,
     /// Make the stand-in for the driver's library, and say how to build with it
     CudaStub,
+    /// Pack what a machine with a GPU, and without Rust, needs to verify and measure everything there; to target/gpu-bundle/
+    GpuBundle,
     /// Write a synthetic transformer of a given size, for benchmarks and tests at scale
     MakeModel(make_model::Options),
     /// Compress the bundled model, check and restore it, and say what came of it
@@ -129,6 +132,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::CudaExample => cuda_example::build(),
         Verb::CudaHost => cuda_stub::check(),
         Verb::CudaStub => cuda_stub::build(),
+        Verb::GpuBundle => gpu_bundle::build(),
         Verb::MakeModel(options) => make_model::run(options),
         Verb::Quickstart => quickstart::run_through(),
         Verb::Record { subject } => record::record(*subject),
