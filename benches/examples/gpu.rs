@@ -78,7 +78,8 @@ enum Command {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    init(CudaFlags::empty())?;
+    // The driver has words for its errors only once it has started.
+    init(CudaFlags::empty()).map_err(|error| anyhow::anyhow!("the CUDA driver does not start: {error:?}"))?;
     let device = Device::get_device(0)?;
     let context = Context::new(device)?;
     context.set_flags(ContextFlags::SCHED_AUTO)?;

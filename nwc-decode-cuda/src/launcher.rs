@@ -26,8 +26,8 @@ pub const MOST_BATCH: usize = 16;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// What the driver says.
-    #[error("the CUDA driver failed to {what}: {source}")]
+    /// What the driver says. By name: the driver's own words for it may be an error in turn.
+    #[error("the CUDA driver failed to {what}: {source:?}")]
     Driver {
         /// What was to be done.
         what: &'static str,

@@ -94,9 +94,9 @@ bench_decode() {
         <"$work/json" | tee "$out/bench-decode.json"
 }
 
-# The CUDA C++ example, with each tensor and the checksum that its weights must have.
+# The CUDA C++ example, with some tensors and the checksums that their weights must have.
 custom_gemv() {
-    sed -n 's/^\([0-9]*\) \[.*\] [0-9]* \([0-9a-f]\{8\}\) .*$/\1 \2/p' "$here/cuda/image.txt" >"$work/tensors"
+    sed -n 's/^\([0-9]*\) \[.*\] [0-9]* \([0-9a-f]\{8\}\) .*$/\1 \2/p' "$here/cuda/image.txt" | head -n 8 >"$work/tensors"
     test -s "$work/tensors" || return 1
     while read -r number crc; do
         limited 15 "$here/cuda/custom_gemv" "$here/cuda/image.nwci" "$number" "$crc" </dev/null || return 1
