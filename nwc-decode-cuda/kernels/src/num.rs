@@ -16,8 +16,7 @@ pub const fn sign_extend_16(word: u32) -> i32 {
 #[inline(always)]
 pub fn byte_of(bytes: u32, number: u32) -> u32 {
     #[cfg(target_arch = "nvptx64")]
-    // As the upper word of two: a uniform register can only be that.
-    return crate::device::intrinsics::prmt(0, bytes, number | 4);
+    return crate::device::intrinsics::prmt(bytes, bytes, number);
     #[cfg(not(target_arch = "nvptx64"))]
     return bytes >> (8 * number);
 }
