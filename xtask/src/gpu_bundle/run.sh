@@ -9,6 +9,7 @@ out=$(cd "$1" && pwd) || exit 1
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 chmod +x "$here"/bin/* "$here"/cuda/* 2>/dev/null
+export RUST_BACKTRACE=0 # the last lines of a failure go to the summary
 gpu=$here/bin/gpu
 encode=$here/bin/nwc-encode
 commit=$(cat "$here/commit")
