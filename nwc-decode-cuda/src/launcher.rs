@@ -74,7 +74,6 @@ impl<T> Doing<T> for cust::error::CudaResult<T> {
 /// A container in the memory of a device.
 #[derive(Debug)]
 pub struct Decoder {
-    context: Context,
     many: Module,
     few: Module,
     multiprocessors: usize,
@@ -85,6 +84,8 @@ pub struct Decoder {
     /// The most warps of a block.
     /// The most warps of a block, if it was said.
     warps: Option<usize>,
+    /// Behind all that lies in it, since fields are dropped in their order.
+    context: Context,
 }
 
 impl Decoder {

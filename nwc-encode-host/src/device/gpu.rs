@@ -21,8 +21,9 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Gpu {
     name: String,
-    decoder: Decoder,
     stream: Stream,
+    /// Behind the stream, since it keeps the context, and fields are dropped in their order.
+    decoder: Decoder,
     /// Numbers in the image by those in the directory.
     numbers: HashMap<usize, usize>,
 }

@@ -31,11 +31,16 @@ pub unsafe extern "ptx-kernel" fn nwc_decode(
         let block = Block::enter(image, blocks, Block::warps() * WARP_BYTES);
         let output = outputs.add(block.record.output as usize).read();
         let number = Block::warp();
-        let place = block.place(number.min(block.record.items - 1));
         if number < block.record.items {
+            let place = block.place(number);
             let column: ColumnRecord = place.image.read(place.item.columns, place.lane);
             let tile = block.own + number * WARP_BYTES;
-            let code = decode(&place, column, &mut Writer::new(&place, column, output, dtype, tile));
+            let mut writer = Writer::new(&place, column, output, dtype, tile);
+            let code = if place.item.error == 0 {
+                decode(&place, column, false, &mut writer)
+            } else {
+                place.item.error
+            };
             block.report(status, number, &place, code);
         }
     }
@@ -260,7 +265,10 @@ impl Sink for Writer {
         let at = self.tile + TILE_BYTES as u32;
         // SAFETY: the warp's own shared memory.
         let scales = unsafe {
-            store_shared_f32(at + place.lane % CHUNK as u32 * 4, self.row_scale);
+            sync_warp(); // the scales of the chunk before have been read
+            if place.lane < CHUNK as u32 {
+                store_shared_f32(at + place.lane * 4, self.row_scale);
+            }
             sync_warp();
             [load_shared_4(at), load_shared_4(at + 16), load_shared_4(at + 32), load_shared_4(at + 48)]
         };

@@ -8,7 +8,7 @@ use super::intrinsics::{
     add_global, f16_to_f32, load_matrices, multiply_add, pack_f16, shuffle, store_shared_4, store_shared_f32,
     sync_block, sync_warp, thread, threads,
 };
-use super::item::{Place, Sink, decode, skip};
+use super::item::{Place, Sink, decode};
 use crate::lane::rows;
 use crate::layout::{self, BlockRecord, CHUNK, ColumnRecord, LANES};
 
@@ -82,13 +82,12 @@ unsafe fn product<const TILES: usize, const KEPT: u32>(
             totals: [[[0.0; 4]; 2]; TILES],
             scale: 1.0,
         };
-        if warp < block.record.items {
-            product.prepare(&place, column);
-            let code = decode(&place, column, &mut product);
+        product.load_columns(&place, column);
+        let idle = warp >= block.record.items;
+        let code = decode(&place, column, idle, &mut product);
+        if !idle {
             product.finish(&place, column);
             block.report(status, number, &place, code);
-        } else {
-            skip(&place, &mut product);
         }
     }
 }
@@ -145,7 +144,7 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
     }
 
     #[inline(always)]
-    unsafe fn prepare(&mut self, place: &Place, column: ColumnRecord) {
+    unsafe fn load_columns(&mut self, place: &Place, column: ColumnRecord) {
         if place.tensor.transposed != 0 {
             return;
         }
@@ -328,7 +327,6 @@ impl<const TILES: usize, const KEPT: u32> Sink for Product<TILES, KEPT> {
             self.by_rows(place, row, Self::unit::<CAREFUL>(place));
         } else {
             self.by_columns(place, row, Self::unit::<CAREFUL>(place));
-            self.add_up(place, row);
         }
         sync_warp();
     }
@@ -343,6 +341,12 @@ impl<const TILES: usize, const KEPT: u32> Sink for Product<TILES, KEPT> {
                 unsafe { store_shared_f32(self.sums + (chunk * CHUNK as u32 * KEPT + at) * 4, 0.0) };
                 at += LANES as u32;
             }
+        }
+    }
+
+    #[inline(always)]
+    fn after(&mut self, place: &Place, row: u32) {
+        if place.tensor.transposed == 0 {
             self.add_up(place, row);
         }
     }

@@ -104,30 +104,21 @@ pub(crate) trait Sink {
     /// A chunk of an item that is not decoded.
     #[inline(always)]
     fn skip(&mut self, _place: &Place, _row: u32) {}
+
+    /// After each chunk, decoded or not, at one place in the code: here all threads of a block can wait for each other.
+    #[inline(always)]
+    fn after(&mut self, _place: &Place, _row: u32) {}
 }
 
-/// Passes over an item's chunks.
-#[inline(always)]
-pub(crate) fn skip(place: &Place, sink: &mut impl Sink) {
-    let mut row = 0;
-    while row < place.item.rows {
-        sink.skip(place, row);
-        row += CHUNK as u32;
-    }
-}
-
-/// Decodes an item. Returns this lane's error code, or 0.
+/// Decodes an item. Returns this lane's error code, or 0. Chunks are skipped if the item is known to be damaged, or `idle`.
 ///
 /// # Safety
 /// All threads of the warp come with the same place but for `lane` and `ring`, which are theirs.
 #[inline(always)]
-pub(crate) unsafe fn decode(place: &Place, column: ColumnRecord, sink: &mut impl Sink) -> u32 {
-    if place.item.error != 0 {
-        skip(place, sink);
-        return place.item.error;
-    }
+pub(crate) unsafe fn decode(place: &Place, column: ColumnRecord, idle: bool, sink: &mut impl Sink) -> u32 {
+    let idle = idle || place.item.error != 0;
     // SAFETY: by the caller.
-    unsafe { with_symbols(place, WholeItem { place, column, sink }) }
+    unsafe { with_symbols(place, WholeItem { place, column, idle, sink }) }
 }
 
 /// What is done with the tables of an item's tensor.
@@ -141,7 +132,7 @@ pub(crate) trait Job {
     unsafe fn run<const CAREFUL: bool>(self, symbols: &impl Symbols) -> Self::Done;
 }
 
-/// Does a job in the way that suits an item that is not known to be damaged.
+/// Does a job in the way that suits an item.
 ///
 /// # Safety
 /// The tensor's tables are where the place says.
@@ -165,6 +156,7 @@ pub(crate) unsafe fn with_symbols<J: Job>(place: &Place, job: J) -> J::Done {
 struct WholeItem<'a, S> {
     place: &'a Place,
     column: ColumnRecord,
+    idle: bool,
     sink: &'a mut S,
 }
 
@@ -173,7 +165,7 @@ impl<S: Sink> Job for WholeItem<'_, S> {
 
     #[inline(always)]
     unsafe fn run<const CAREFUL: bool>(self, symbols: &impl Symbols) -> u32 {
-        let Self { place, column, sink } = self;
+        let Self { place, column, idle, sink } = self;
         // SAFETY: by the caller.
         unsafe {
             let class = symbols.class(class(place, column, 0));
@@ -189,16 +181,19 @@ impl<S: Sink> Job for WholeItem<'_, S> {
                 let careful = always || escapes & 1 != 0;
                 escapes >>= 1;
                 sink.prepare(place, row);
-                if careful {
+                if idle {
+                    sink.skip(place, row);
+                } else if careful {
                     let latents = walk.chunk::<true>(place, column, symbols, class, row);
                     sink.chunk::<true>(place, row, latents);
                 } else {
                     let latents = walk.chunk::<false>(place, column, symbols, class, row);
                     sink.chunk::<false>(place, row, latents);
                 }
+                sink.after(place, row);
                 row += CHUNK as u32;
             }
-            walk.finish(place)
+            if idle { place.item.error } else { walk.finish(place) }
         }
     }
 }
