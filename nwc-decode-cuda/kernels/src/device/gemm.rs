@@ -19,7 +19,7 @@ const HALF_TILE: u32 = TILE_BYTES / 2;
 
 /// y = W x for one x: `x` [in] as F16, `y` [out] as F32, to which the product is added.
 ///
-/// The grid and its shared memory as for `nwc_decode`, with [`SHARED_PER_WARP`] more for each warp; blocks hold items that have the same rows.
+/// The grid and its shared memory as for `nwc_decode`, with [`layout::product_warp_bytes`] for each warp; blocks hold items that have the same rows.
 ///
 /// # Safety
 /// `image` is an image; every block names items of one of its tensors, a single matrix, of which `x` and `y` have the lengths.
