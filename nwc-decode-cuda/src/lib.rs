@@ -3,6 +3,11 @@
 //! A container becomes an [`Image`], which lies in the memory of the device as it is; kernels decode its tensors to memory, or multiply with them
 //! without ever writing a weight. The kernels are Rust, in the crate `nwc-decode-kernels`, and shipped as [PTX](ptx).
 
+/// The example of the README compiles.
+#[cfg(all(doctest, feature = "host"))]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;
+
 mod image;
 #[cfg(feature = "host")]
 mod launcher;

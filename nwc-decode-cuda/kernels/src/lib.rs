@@ -1,7 +1,7 @@
 //! The GPU kernels of the NWC decoder.
 //!
 //! Built for `nvptx64-nvidia-cuda` this is the PTX in `nwc-decode-cuda/ptx`; built for the host it is the layout of an [image](layout) and the code of a
-//! [lane](lane), the very same that threads of the GPU run.
+//! [lane], the very same that threads of the GPU run.
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(
     target_arch = "nvptx64",
