@@ -74,14 +74,15 @@ impl<T> Doing<T> for cust::error::CudaResult<T> {
 /// A container in the memory of a device.
 #[derive(Debug)]
 pub struct Decoder {
+    /// The kernels, with the registers of [`MANY`].
     many: Module,
+    /// The kernels, with the registers of [`FEW`].
     few: Module,
     multiprocessors: usize,
     image: Image,
     on_device: DeviceBuffer<u8>,
     /// Shared memory that a block may have.
     most_shared: usize,
-    /// The most warps of a block.
     /// The most warps of a block, if it was said.
     warps: Option<usize>,
     /// Behind all that lies in it, since fields are dropped in their order.
@@ -335,6 +336,9 @@ impl Plan<'_> {
     pub unsafe fn decode(&self, stream: &Stream) -> Result<()> {
         let Launch { decoder, function, grid, threads, shared, blocks, status, .. } = &self.launch;
         let dtype = u32::from(self.dtype.code());
+        if *grid == 0 {
+            return Ok(()); // no weights, and the driver refuses an empty grid
+        }
         // SAFETY: by the caller; the arguments are the kernel's.
         unsafe {
             cust::launch!(function<<<*grid, *threads, *shared, stream>>>(
@@ -390,6 +394,9 @@ impl Product<'_> {
     /// product lives as long. The stream is of the decoder's context.
     pub unsafe fn add(&self, stream: &Stream, x: DevicePointer<u16>, y: DevicePointer<f32>) -> Result<()> {
         let Launch { decoder, function, grid, threads, shared, blocks, status, .. } = &self.launch;
+        if *grid == 0 {
+            return Ok(());
+        }
         let (image, blocks, status) =
             (decoder.on_device.as_device_ptr(), blocks.as_device_ptr(), status.as_device_ptr());
         // SAFETY: by the caller; the arguments are the kernel's.
