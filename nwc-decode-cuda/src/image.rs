@@ -258,8 +258,8 @@ fn add_tensor(
         record.items_across = tiles.iter().map(|pieces| (pieces.len() / segments) as u32).sum();
         let (scales_at, classes_at) = (writer.put(&scales)?, writer.put(&classes)?);
         let first_of_band = items.len();
-        let none = ItemRecord { words: 0, lanes: 0, ..bytemuck::Zeroable::zeroed() };
-        items.resize(first_of_band + record.items_across as usize * segments, none);
+        let more = record.items_across as usize * segments;
+        items.resize(first_of_band + more, bytemuck::Zeroable::zeroed());
         let mut across = 0;
         for (tile, pieces) in tiles.iter().enumerate() {
             let region = coded.tile(band * blocks + tile)?.region();

@@ -296,9 +296,7 @@ struct Launch<'d> {
 
 impl Launch<'_> {
     fn check(&self, stream: &Stream) -> Result<()> {
-        stream.synchronize().to("finish the work")?;
-        let mut status = vec![0; self.status.len()];
-        self.status.copy_to(&mut status).to("copy the status from the device")?;
+        let status = self.status(stream)?;
         for &tensor in &self.tensors {
             let image = &self.decoder.image;
             let codes = &status[image.items_of(tensor)];

@@ -172,11 +172,7 @@ fn decode_lane(
         } else {
             lane::chunk::<false>(symbols, &mut lane, &mut words, rows, class_of)
         };
-        let latents = match tensor.hadamard {
-            0 => indices,
-            _ if rows == CHUNK as u32 => lane::hadamard(indices),
-            _ => indices.map(|index| 4 * index),
-        };
+        let latents = lane::synthesise(indices, tensor.hadamard != 0, rows);
         for (row, latent) in (first..item.rows).zip(latents) {
             let row_scale: f32 = view.read(item.row_scales, row as usize);
             let weight = if careful {
@@ -189,13 +185,6 @@ fn decode_lane(
             out[(item.matrix as usize * out_rows + o) * input + i] = weight;
         }
     }
-    if words.read > next.start() as usize {
-        Err(Error::Overrun)
-    } else if words.read < next.start() as usize {
-        Err(Error::Trailing)
-    } else if item.flags & flag::LAST != 0 && lane.x != LOWER_BOUND {
-        Err(Error::FinalState)
-    } else {
-        Ok(())
-    }
+    let x = if item.flags & flag::LAST != 0 { lane.x } else { LOWER_BOUND };
+    error_of(lane::end_code(words.read as u32, next.start(), x)).map_or(Ok(()), Err)
 }

@@ -3,6 +3,8 @@
 //! No lane needs to know of another, since an image has each lane's words apart. Everything here is in plain integers and floats, so that it gives the same
 //! wherever it runs.
 
+use nwc_decode_core::Error;
+
 use crate::layout::{CHUNK, ESCAPE, INDEXED_ESCAPE, TensorRecord};
 use crate::num::{byte_of, low_i8, select, sign_extend_16, xor_and};
 
@@ -218,9 +220,35 @@ pub fn chunk<const CAREFUL: bool>(
     })
 }
 
+/// What a sink of latents gets of a chunk's indices: themselves, or with the Hadamard synthesis four times the latents (§9). `rows` are really there.
+#[inline(always)]
+pub fn synthesise(indices: [i32; CHUNK], with_hadamard: bool, rows: u32) -> [i32; CHUNK] {
+    if !with_hadamard {
+        indices
+    } else if rows == CHUNK as u32 {
+        hadamard(indices)
+    } else {
+        rows!(ROW => indices[ROW] * 4)
+    }
+}
+
+/// Compares where a lane came to with where it must (§6.4): the code of what is wrong, or 0. `x` is the state, or [`LOWER_BOUND`] if it may be any.
+#[inline(always)]
+pub fn end_code(read: u32, end: u32, x: u32) -> u32 {
+    if read > end {
+        Error::Overrun.code().into()
+    } else if read < end {
+        Error::Trailing.code().into()
+    } else if x != LOWER_BOUND {
+        Error::FinalState.code().into()
+    } else {
+        0
+    }
+}
+
 /// Four times the 16-point Hadamard transform (§9.2).
 #[inline(always)]
-pub fn hadamard(indices: [i32; CHUNK]) -> [i32; CHUNK] {
+fn hadamard(indices: [i32; CHUNK]) -> [i32; CHUNK] {
     butterflies::<8>(butterflies::<4>(butterflies::<2>(butterflies::<1>(indices))))
 }
 

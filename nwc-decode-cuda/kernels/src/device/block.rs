@@ -1,11 +1,9 @@
 //! What all kernels do first: tables into shared memory, and a warp for each item.
 
-use super::intrinsics::{
-    ballot, block, commit_and_wait, copy_async, shared_base, shuffle, sync_block, thread, threads,
-};
-use super::item::{Image, Place};
+use super::intrinsics::{block, shared_base, sync_block, thread, threads};
+use super::item::{Image, Place, first_code, stage};
 use super::ring::RING_BYTES;
-use crate::layout::{BlockRecord, Header, LANES, TensorRecord, UNIT, form};
+use crate::layout::{BlockRecord, Header, LANES, TensorRecord};
 
 /// Threads of a warp.
 const WARP: u32 = LANES as u32;
@@ -36,15 +34,8 @@ impl Block {
         };
         let own_at = shared_base() + threads() * RING_BYTES;
         let tables = own_at + own;
-        if tensor.form != form::GLOBAL {
-            let mut at = thread() * UNIT as u32;
-            while at < tensor.table_bytes {
-                // SAFETY: the launch has shared memory for the tables.
-                unsafe { copy_async(tables + at, image.at(tensor.tables).add(at as usize)) };
-                at += threads() * UNIT as u32;
-            }
-            commit_and_wait::<0>();
-        }
+        // SAFETY: the launch has shared memory for the tables.
+        unsafe { stage(image, &tensor, tables, thread(), threads()) };
         sync_block();
         Self { record, image, header, tensor, own: own_at, tables }
     }
@@ -86,17 +77,10 @@ impl Block {
     /// `status` has an element for each item of the image.
     #[inline(always)]
     pub(crate) unsafe fn report(&self, status: *mut u32, number: u32, place: &Place, code: u32) {
-        let wrong = ballot(place.lane < place.item.columns_here && code != 0);
-        let first = shuffle(code, wrong.trailing_zeros() % WARP);
+        let code = first_code(place, code);
         if place.lane == 0 {
             // SAFETY: by the caller.
-            unsafe {
-                status.add((self.record.first_item + number) as usize).write(if wrong == 0 {
-                    0
-                } else {
-                    first
-                });
-            }
+            unsafe { status.add((self.record.first_item + number) as usize).write(code) };
         }
     }
 }

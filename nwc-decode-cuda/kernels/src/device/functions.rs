@@ -3,12 +3,12 @@
 
 use nwc_decode_core::Error;
 
-use super::intrinsics::{commit_and_wait, copy_async, lane, pack_bf16, pack_f16, shared};
-use super::item::{Image, Job, Place, Walk, class, first_code, is_careful, weights, with_symbols};
+use super::intrinsics::{commit_and_wait, lane, pack_bf16, pack_f16, shared};
+use super::item::{Image, Job, Place, Walk, class, first_code, is_careful, stage, weights, with_symbols};
 use super::ring::{RING_BYTES, Ring};
 use super::view::{Item, Pairs, Rows, Tensor};
 use crate::lane::{Lane, Symbols, rows};
-use crate::layout::{CHUNK, ColumnRecord, Header, ItemRecord, UNIT, form};
+use crate::layout::{CHUNK, ColumnRecord, Header, ItemRecord};
 
 /// Finds a tensor.
 ///
@@ -42,16 +42,7 @@ pub unsafe extern "C" fn nwc_stage(tensor: *const Tensor, tables: *mut u8, threa
     // SAFETY: by the caller.
     unsafe {
         let Tensor { record, image, .. } = *tensor;
-        if record.form == form::GLOBAL {
-            return;
-        }
-        let (from, to) = (Image(image).at(record.tables), shared(tables));
-        let mut at = thread * UNIT as u32;
-        while at < record.table_bytes {
-            copy_async(to + at, from.add(at as usize));
-            at += threads * UNIT as u32;
-        }
-        commit_and_wait::<0>();
+        stage(Image(image), &record, shared(tables), thread, threads);
     }
 }
 

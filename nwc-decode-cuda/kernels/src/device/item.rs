@@ -1,6 +1,8 @@
 //! Decoding an item, whatever becomes of its weights.
 
-use super::intrinsics::{ballot, generic, load_global_4, load_shared, load_shared_byte, shuffle};
+use super::intrinsics::{
+    ballot, commit_and_wait, copy_async, generic, load_global_4, load_shared, load_shared_byte, shuffle,
+};
 use super::ring::Ring;
 use crate::lane::{self, Direct, Indexed, LOWER_BOUND, Lane, Memory, Symbols};
 use crate::layout::{
@@ -27,10 +29,10 @@ impl Image {
         self.0.wrapping_add(offset as usize * UNIT)
     }
 
-    /// The records of a tensor and of one of its items.
+    /// The image's header, and the record of a tensor.
     ///
     /// # Safety
-    /// The image is one, and has them.
+    /// The image is one, and has the tensor.
     #[inline(always)]
     pub(crate) unsafe fn tensor(self, number: u32) -> (Header, TensorRecord) {
         // SAFETY: by the caller.
@@ -39,6 +41,24 @@ impl Image {
             (header, self.read(header.tensor_records, number))
         }
     }
+}
+
+/// Copies a thread's share of a tensor's tables to shared memory, and waits for it.
+///
+/// # Safety
+/// The image has the tensor; there is shared memory for its tables, at a multiple of 16.
+#[inline(always)]
+pub(crate) unsafe fn stage(image: Image, tensor: &TensorRecord, tables: u32, thread: u32, threads: u32) {
+    if tensor.form == form::GLOBAL {
+        return;
+    }
+    let mut at = thread * UNIT as u32;
+    while at < tensor.table_bytes {
+        // SAFETY: by the caller.
+        unsafe { copy_async(tables + at, image.at(tensor.tables).add(at as usize)) };
+        at += threads * UNIT as u32;
+    }
+    commit_and_wait::<0>();
 }
 
 /// Tables in shared memory.
@@ -273,13 +293,7 @@ impl Walk {
         } else {
             lane::chunk::<false>(symbols, &mut self.lane, &mut self.words, rows, |_| class)
         };
-        if place.tensor.hadamard == 0 {
-            indices
-        } else if rows == CHUNK as u32 {
-            lane::hadamard(indices)
-        } else {
-            lane::rows!(ROW => indices[ROW] * 4)
-        }
+        lane::synthesise(indices, place.tensor.hadamard != 0, rows)
     }
 
     /// Behind the last row: the lane's error code, or 0.
@@ -291,7 +305,7 @@ impl Walk {
         // SAFETY: the item has a record for each lane, and one more after the last.
         let next: LaneRecord = unsafe { place.image.read(place.item.lanes, place.lane + 1) };
         let ends = place.item.flags & flag::LAST != 0;
-        finish(self.words.position(), next.start(), if ends { self.lane.x } else { LOWER_BOUND })
+        lane::end_code(self.words.position(), next.start(), if ends { self.lane.x } else { LOWER_BOUND })
     }
 }
 
@@ -321,19 +335,4 @@ pub(crate) unsafe fn weights<const CAREFUL: bool>(
     // SAFETY: row scales lie in memory for whole chunks, and items begin at whole ones.
     let scales = [0, 4, 8, 12].map(|first| unsafe { load_global_4(scales.add(first)) });
     lane::rows!(ROW => lane::weight::<CAREFUL>(latents[ROW], unit, scales[ROW / 4][ROW % 4], scale))
-}
-
-/// Compares where a lane came to with where it must (§6.4): the code of what is wrong, or 0.
-#[inline(always)]
-fn finish(read: u32, end: u32, x: u32) -> u32 {
-    use nwc_decode_core::Error;
-    if read > end {
-        Error::Overrun.code().into()
-    } else if read < end {
-        Error::Trailing.code().into()
-    } else if x != LOWER_BOUND {
-        Error::FinalState.code().into()
-    } else {
-        0
-    }
 }
