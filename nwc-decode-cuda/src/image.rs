@@ -68,6 +68,22 @@ impl Image {
     /// # Errors
     /// What is wrong with the container's directory or codecs; [`Error::Limit`] if the image would be larger than 64 GiB.
     pub fn new(container: &Container<'_>, options: ImageOptions) -> Result<Self, Error> {
+        let codecs: Vec<_> =
+            (0..container.codec_count()).map(|index| container.codec(index)).collect::<Result<_, _>>()?;
+        let mut memory: Vec<_> = codecs
+            .iter()
+            .map(|codec| codec.required_scratch(codec.precision()))
+            .map(|need| (vec![Table::default(); need.tables], vec![0; need.words]))
+            .collect();
+        let expanded: Vec<_> = codecs
+            .iter()
+            .zip(&mut memory)
+            .map(|(codec, (tables, words))| {
+                let tables = Tables::expand(codec, codec.precision(), Scratch { tables, words })?;
+                Ok((codec.synthesis(), SlotTables::new(tables)))
+            })
+            .collect::<Result<_, Error>>()?;
+
         let mut writer = Writer::default();
         let (mut tensors, mut records, mut items) = (Vec::new(), Vec::new(), Vec::new());
         for (index, tensor) in container.tensors().enumerate() {
@@ -75,17 +91,11 @@ impl Image {
                 continue;
             }
             let coded = tensor.coded()?;
-            let codec = container.codec(coded.codec_index())?;
-            let need = codec.required_scratch(codec.precision());
-            let mut memory = vec![Table::default(); need.tables];
-            let mut words = vec![0; need.words];
-            let scratch = Scratch { tables: &mut memory, words: &mut words };
-            let tables = Tables::expand(&codec, codec.precision(), scratch)?;
-            let hadamard = codec.synthesis() == Synthesis::Hadamard;
-
+            let (synthesis, tables) = expanded.get(coded.codec_index()).ok_or(Error::Index)?;
+            let hadamard = *synthesis == Synthesis::Hadamard;
             let shape = coded.shape();
             let first_item = items.len() as u32;
-            let record = add_tensor(&mut writer, &mut items, &coded, &tables, hadamard, options)?;
+            let record = add_tensor(&mut writer, &mut items, &coded, tables, hadamard, options)?;
             records.push(TensorRecord { first_item, items: items.len() as u32 - first_item, ..record });
             tensors.push(ImageTensor {
                 index,
@@ -215,12 +225,12 @@ fn add_tensor(
     writer: &mut Writer,
     items: &mut Vec<ItemRecord>,
     coded: &nwc_decode_core::CodedTensor<'_>,
-    tables: &Tables<'_>,
+    slot_tables: &SlotTables<'_>,
     hadamard: bool,
     options: ImageOptions,
 ) -> Result<TensorRecord, Error> {
     let item_rows = options.item_rows.clamp(CHUNK, 1 << 16).next_multiple_of(CHUNK);
-    let slot_tables = SlotTables::new(tables);
+    let tables = &slot_tables.tables;
     let blocks = coded.column_blocks();
     let bands: Vec<Vec<RowValue>> = (0..coded.bands())
         .map(|band| {
@@ -233,7 +243,7 @@ fn add_tensor(
         .collect::<Result<_, Error>>()?;
     let traced: Vec<Vec<Piece>> = (0..coded.tiles())
         .into_par_iter()
-        .map(|number| pieces(coded, number, &slot_tables, &bands[number / blocks], item_rows))
+        .map(|number| pieces(coded, number, slot_tables, &bands[number / blocks], item_rows))
         .collect::<Result<_, Error>>()?;
 
     let sound = || traced.iter().flatten().filter(|piece| piece.error.is_none());

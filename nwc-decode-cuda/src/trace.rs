@@ -34,13 +34,13 @@ pub(crate) struct Piece {
 /// A codec's weight tables by slot.
 #[derive(Debug)]
 pub(crate) struct SlotTables<'t> {
-    tables: &'t Tables<'t>,
+    pub(crate) tables: Tables<'t>,
     /// Value, start and frequency of each slot's symbol; the escape has no value. By class, union and slot.
     slots: Vec<(Option<i32>, u32, u32)>,
 }
 
 impl<'t> SlotTables<'t> {
-    pub(crate) fn new(tables: &'t Tables<'t>) -> Self {
+    pub(crate) fn new(tables: Tables<'t>) -> Self {
         let classes = tables.classes().cast_unsigned() as usize;
         let numbers =
             (0..classes).flat_map(|class| (0..tables.unions() as usize).map(move |union| (class, union)));
@@ -70,7 +70,7 @@ struct Trace {
 
 impl RowEngine for Tracer<'_> {
     fn decode_rows(&self, rows: Rows<'_>) -> Result<usize, Error> {
-        let tables = self.tables.tables;
+        let tables = &self.tables.tables;
         let (precision, last_class) = (tables.precision(), tables.classes() - 1);
         let unions = tables.unions() as usize;
         let next_states = tables.next_states();
@@ -170,7 +170,7 @@ fn trace(
 ) -> Result<(), Error> {
     let tile = coded.tile(number)?;
     let tracer = Tracer { tables, trace: RefCell::default() };
-    let mut decoder = tile.decoder(tables.tables, Checks::All)?;
+    let mut decoder = tile.decoder(&tables.tables, Checks::All)?;
     let mut chunk = Chunk::default();
     for piece in pieces {
         let point = decoder.seek_point();
