@@ -4,7 +4,7 @@
 // threads one column, 16 rows a call:
 //
 //     NwcItem item;
-//     nwc_begin(&item, &tensor, tables, number, rings);
+//     nwc_begin(&item, &tensor, tables, number, ahead);
 //     for (uint32_t row = 0; row < item.record.rows; row += NWC_CHUNK) {
 //         NwcPairs weights = nwc_next_f16(&item);
 //         ...
@@ -35,16 +35,16 @@ __host__ __device__ inline const NwcTensorRecord* nwc_tensor_record(const void* 
     return reinterpret_cast<const NwcTensorRecord*>(bytes + offset) + number;
 }
 
-// Bytes of shared memory that a block needs for the tensor's tables. For each of its threads it needs NWC_RING_BYTES more.
+// Bytes of shared memory that a block needs for the tensor's tables. For each of its warps it needs NWC_AHEAD_BYTES more.
 __host__ __device__ inline uint32_t nwc_table_bytes(const NwcTensorRecord* record) {
-    return record->form == NWC_FORM_GLOBAL ? 0 : record->table_bytes;
+    return record->table_bytes;
 }
 
 // ---- On the device ----
 
-// The first multiple of NWC_RING_BYTES in shared memory from `memory` on, for rings. A kernel's dynamic shared memory begins at a multiple of 16 only, whatever
-// its declaration says: take NWC_RING_BYTES more than the rings need, and pass it through this.
-__device__ inline unsigned char* nwc_align_rings(void* memory) {
+// The first multiple of NWC_RING_BYTES in shared memory from `memory` on, for what warps read ahead. A kernel's dynamic shared memory begins at a multiple of 16
+// only, whatever its declaration says: take NWC_RING_BYTES more, and pass it through this.
+__device__ inline unsigned char* nwc_align(void* memory) {
     unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(memory));
     return static_cast<unsigned char*>(memory) + (0u - address) % NWC_RING_BYTES;
 }
@@ -59,13 +59,13 @@ __device__ uint32_t nwc_open(NwcTensor* tensor, const void* image, uint32_t numb
 // among them. Its share is there when it returns; the caller synchronises before any of them begins an item.
 __device__ void nwc_stage(const NwcTensor* tensor, void* tables, uint32_t thread, uint32_t threads);
 
-// Goes to the first row of an item of the tensor, below `tensor->record.items`. `rings` is shared memory of this warp alone until nwc_end,
-// 32 * NWC_RING_BYTES at a multiple of NWC_RING_BYTES (see nwc_align_rings), or the item has the error 33. `tensor`, `tables` and `rings` stay where they are until then.
+// Goes to the first row of an item of the tensor, below `tensor->record.items`. `ahead` is shared memory of this warp alone until nwc_end,
+// NWC_AHEAD_BYTES at a multiple of NWC_RING_BYTES (see nwc_align), or the item has the error 33. `tensor`, `tables` and `ahead` stay where they are until then.
 //
 // Afterwards `item->record` says where the item is (first_row, rows, first_column, columns_here, matrix), in the matrix as it is coded: if
 // `tensor->record.transposed`, its rows are inputs and its columns outputs. Returns, to all threads, the code of an item that is known to be damaged, or 35:
 // such an item may be gone through all the same, its weights are 0.
-__device__ uint32_t nwc_begin(NwcItem* item, const NwcTensor* tensor, const void* tables, uint32_t number, void* rings);
+__device__ uint32_t nwc_begin(NwcItem* item, const NwcTensor* tensor, const void* tables, uint32_t number, void* ahead);
 
 // The weights of the next 16 rows of this thread's column, item->record.first_column + item->lane: those that the host decodes, as binary32, binary16 or
 // bfloat16. Behind the last row and beside the matrix they are zeros. The results of nwc_next_f16 and nwc_next_bf16 come in registers, those of
@@ -74,7 +74,7 @@ __device__ NwcRows nwc_next_f32(NwcItem* item);
 __device__ NwcPairs nwc_next_f16(NwcItem* item);
 __device__ NwcPairs nwc_next_bf16(NwcItem* item);
 
-// Leaves an item: `rings` is free. After its last row, returns to all threads what is wrong with it, or 0; if some rows were not asked for, the code
+// Leaves an item: `ahead` is free. After its last row, returns to all threads what is wrong with it, or 0; if some rows were not asked for, the code
 // means nothing.
 __device__ uint32_t nwc_end(const NwcItem* item);
 

@@ -23,36 +23,26 @@
 // Rows that are decoded at a time.
 #define NWC_CHUNK 16
 
-// Bytes of shared memory that a thread needs for the words that it reads ahead.
-#define NWC_RING_BYTES 128
+// Bytes of words that a lane asks for at a time.
+#define NWC_GROUP 8
+
+// Bytes of shared memory that hold the words that a lane reads ahead.
+#define NWC_RING_BYTES 32
+
+// Bytes of shared memory that a warp needs for what it reads ahead: its lanes' rings, and twice 32 rows of two planes and of row scales.
+#define NWC_AHEAD_BYTES (NWC_LANES * (NWC_RING_BYTES + 24))
 
 // Bytes of shared memory that a warp needs to turn a chunk of 16-bit numbers around.
 #define TILE_BYTES ((((NWC_CHUNK * NWC_LANES) * 2) * 5) / 4)
 
-// Bytes of shared memory that a warp of `nwc_decode` needs beside its threads' rings: for a chunk, and the scales of its rows.
-#define DECODE_WARP_BYTES (TILE_BYTES + (NWC_CHUNK * 4))
+// Bytes of shared memory that a warp of `nwc_decode` needs beside what it reads ahead: for a chunk.
+#define DECODE_WARP_BYTES TILE_BYTES
 
-// The index, as a byte, of an escape in a table of form NWC_FORM_DIRECT.
-#define NWC_ESCAPE -128
-
-// The index of an escape in a table of the other forms.
-#define NWC_INDEXED_ESCAPE 2147483648
-
-// Two words a slot, of the two unions: frequency << 20 | offset << 8 | index, an index in -127..=127 or NWC_ESCAPE. In shared
-// memory, with a trellis of at most 64 states that is a shift register.
-#define NWC_FORM_DIRECT 0
-
-// A byte a slot, the symbol, then two words a symbol: `start | frequency << 16` and the index of union 0. In shared memory.
-#define NWC_FORM_INDEXED 1
-
-// The same, left in global memory for want of space.
-#define NWC_FORM_GLOBAL 2
-
-// Its rows differ in class, or a weight could overflow the output, or rows are missing in its last chunk: decoded with every check.
+// A weight could overflow the output, or rows are missing in its last chunk, or indices do not fit a byte: every chunk is decoded with every check.
 #define NWC_FLAG_CAREFUL 1
 
-// It ends its tile: every lane's state must then be the bottom of its range.
-#define NWC_FLAG_LAST 2
+// The scales of its columns are all 1.
+#define PLAIN_COLUMNS 2
 
 // What kernels find at the start of an image.
 typedef struct NwcHeader {
@@ -66,10 +56,8 @@ typedef struct NwcHeader {
   uint32_t tensor_records;
   // Number of items of all tensors.
   uint32_t items;
-  // Where the NwcItemRecords are.
-  uint32_t item_records;
   // Zero.
-  uint32_t spare[2];
+  uint32_t spare[3];
 } NwcHeader;
 // `NWCi`, little-endian.
 #define NWC_MAGIC 1766020942
@@ -90,45 +78,45 @@ typedef struct NwcTensorRecord {
   uint32_t items;
   // Items that lie side by side and have the same rows: an item's number modulo this is its place.
   uint32_t items_across;
-  // One of NWC_FORM_*.
-  uint32_t form;
-  // Where its tables are.
+  // Where the NwcItemRecords of its items are.
+  uint32_t item_records;
+  // Where the NwcLaneRecords of its items are: NWC_LANES of them for each item.
+  uint32_t lanes;
+  // Where its tables are: `table_count` of them, one behind the other, of 2^`precision` slots of four bytes.
+  //
+  // A slot is its symbol's frequency, a byte, the offset in the symbol's range, a byte, and the coarse values of its four weights, four bits each: the first
+  // two's above the last two's in the two high bytes.
   uint32_t tables;
   // Bytes of its tables, a multiple of NWC_UNIT.
   uint32_t table_bytes;
-  // Bits of a slot.
+  // Number of its tables.
+  uint32_t table_count;
+  // Bits of a slot's number.
   uint32_t precision;
-  // Number of classes in its tables.
-  uint32_t classes;
-  // 2 if tables are split by the parity of the trellis state, else 1.
-  uint32_t unions;
-  // 1 with a trellis: an index is then twice the value and the parity of the state.
+  // Binary logarithm of the states of the trellis, or 0 if there is none: the two lowest bits of an index follow from the path then.
   uint32_t trellis;
-  // NWC_FORM_DIRECT: what the next state is combined with if the state is odd (low 16 bits) and if the value is (high 16 bits).
-  // Otherwise where, in bytes, the table of next states begins in the tables.
-  uint32_t taps;
+  // Low bits of an index that symbols do not tell: none, or two and more.
+  uint32_t low_bits;
+  // Planes of an item: with a trellis, one for the path and one for each low bit above the second; otherwise one for each low bit.
+  uint32_t planes;
   // 1 for the Hadamard synthesis.
   uint32_t hadamard;
-  // NWC_FORM_INDEXED: symbols that a table has place for.
-  uint32_t symbols;
-  // NWC_FORM_INDEXED: where, in bytes, the symbols' entries begin in the tables.
-  uint32_t entries;
+  // Length of the image in units.
+  uint32_t units;
   // Zero.
   uint32_t spare[2];
 } NwcTensorRecord;
 
 // Neighbouring rows of up to NWC_LANES neighbouring columns: what a warp decodes.
 typedef struct NwcItemRecord {
-  // Where its words are: those of the first lane, then those of the second and so on.
+  // Where its words are: NWC_GROUPs of all lanes, in the order in which lanes ask for them.
   uint32_t words;
-  // Where its NwcLaneRecords are: one for each of NWC_LANES lanes, and one whose start is the end of the last lane's words.
-  uint32_t lanes;
-  // Where the NWC_LANES NwcColumnRecords of its columns are.
-  uint32_t columns;
-  // Where the scales of its rows are: one `f32` a row, the first row's at the offset.
+  // Where its planes are: for every 32 rows, for every plane, a word for each of NWC_LANES lanes. Row r of the first 16 has bit 2r + 1, of the others bit 2r.
+  uint32_t planes;
+  // Where the scales of its NWC_LANES columns are, one `f32` each.
+  uint32_t column_scales;
+  // Where the scales of its rows are: one `f32` a row, the first row's at the offset, and more up to a multiple of 32 rows.
   uint32_t row_scales;
-  // Where the classes of its rows are: one `i32` a row.
-  uint32_t row_classes;
   // First row, in its matrix as coded.
   uint32_t first_row;
   // Number of rows.
@@ -145,38 +133,46 @@ typedef struct NwcItemRecord {
   uint32_t error;
   // The largest of its rows' scales.
   float largest_row_scale;
-  // Where a bit for each of its chunks is: 1 if there is an escape in it.
-  uint32_t escapes;
+  // A bit for each of its first 32 chunks: 1 if there are patches for it.
+  uint32_t first_patched;
+  // Where such bits for all its chunks are.
+  uint32_t patched;
+  // Where its NwcPatches are, by rows, with NWC_END_* behind the last.
+  uint32_t patches;
   // Zero.
-  uint32_t spare[2];
+  uint32_t spare;
 } NwcItemRecord;
 
 // A lane at an item's first row.
 typedef struct NwcLaneRecord {
-  // rANS state.
-  uint32_t state;
-  // First of its words, among the item's, in the low 24 bits; trellis state in the high 8.
-  uint32_t start_and_trellis;
+  // The rANS states that take turns.
+  uint32_t states[2];
+  // Number of its words in the low 16 bits, then 8 bits of the path before the item, the latest lowest, then the number of its table.
+  uint32_t rest;
 } NwcLaneRecord;
 
-// A column of an item.
-typedef struct NwcColumnRecord {
-  // Its scale.
-  float scale;
-  // Its class, counted from the first that the tables hold.
-  int32_t class_;
-} NwcColumnRecord;
+// An index that symbols and planes do not give.
+typedef struct NwcPatch {
+  // Row of the item times NWC_LANES, and the lane.
+  uint32_t place;
+  // The index.
+  int32_t index;
+} NwcPatch;
+// What comes after the last.
+#define NwcPatch_END (NwcPatch){ .place = UINT32_MAX, .index = 0 }
 
 // What a block of threads decodes: neighbouring items of one tensor.
 typedef struct NwcBlockRecord {
-  // Number of the tensor in the image.
-  uint32_t tensor;
-  // The first item.
+  // The tensor, so that a block need not look for it.
+  struct NwcTensorRecord tensor;
+  // The first item, among the tensor's.
   uint32_t first_item;
   // Number of items.
   uint32_t items;
   // Number of the output.
   uint32_t output;
+  // Zero.
+  uint32_t spare;
 } NwcBlockRecord;
 
 // A tensor of an image: what `nwc_open` finds. It may lie in the memory of a thread, or of a block that shares it.
@@ -185,34 +181,52 @@ typedef struct NwcTensor {
   struct NwcTensorRecord record;
   // The image.
   const uint8_t *image;
-  // Of the image's header.
-  uint32_t units;
-  // Of the image's header.
-  uint32_t item_records;
 } NwcTensor;
+
+// What changes from chunk to chunk, besides the ring's.
+typedef struct NwcWalkState {
+  // rANS states.
+  uint32_t x[2];
+  // The path of the chunk before.
+  uint32_t path;
+  // The first two planes' words for these 32 rows.
+  uint32_t planes[2];
+  // Number of the item's next patch.
+  uint32_t patch;
+} NwcWalkState;
+
+// Where a lane is among its words.
+typedef struct NwcRingParts {
+  // Place of the next word, in bytes.
+  uint32_t read;
+  // Place behind what has been asked for.
+  uint32_t asked;
+  // Group of the image that some lane asks for next.
+  uint32_t next;
+} NwcRingParts;
 
 // One thread on its way down its column of an item, from `nwc_begin` to `nwc_end`.
 typedef struct NwcItem {
   // Where in the tensor the item lies; of the same rows and columns for all threads of the warp.
   struct NwcItemRecord record;
-  // This thread's column; the scale of a thread beside the matrix is 0.
-  struct NwcColumnRecord column;
+  // The scale of this thread's column; 0 beside the matrix.
+  float column_scale;
   // The row that comes next, from the item's first.
   uint32_t row;
   // Number of this thread in its warp, and of its column in the item.
   uint32_t lane;
   // The library's own, as all that follows.
   const struct NwcTensor *tensor;
-  // State of the range decoder.
-  uint32_t x;
-  // State of the trellis.
-  uint32_t trellis;
-  // Class of the first row's weight.
-  int32_t first_class;
-  // What has been taken from the ring, and asked for.
-  uint32_t ring_parts[2];
-  // Where the ring is in shared memory.
-  uint32_t ring;
+  // Where the lane begins.
+  struct NwcLaneRecord start;
+  // Where the lane is.
+  struct NwcWalkState walk;
+  // Where it is among its words.
+  struct NwcRingParts ring_parts;
+  // Where in the image the item's record is.
+  uint32_t item_record;
+  // Where in shared memory the warp reads ahead.
+  uint32_t ahead;
   // Where the tables are in shared memory.
   uint32_t tables;
 } NwcItem;

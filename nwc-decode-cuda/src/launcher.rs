@@ -3,24 +3,34 @@
 use cust::context::{Context, CurrentContext};
 use cust::device::{Device, DeviceAttribute};
 use cust::function::Function;
-use cust::memory::{CopyDestination, DeviceBuffer, DevicePointer};
+use cust::memory::{CopyDestination, DeviceBuffer, DeviceCopy, DevicePointer};
 use cust::module::{Module, ModuleJitOption};
 use cust::stream::Stream;
 use cust::sys;
 use nwc_decode_core::{Container, DType};
-use nwc_decode_kernels::layout::{BlockRecord, DECODE_WARP_BYTES, LANES, RING_BYTES, product_warp_bytes};
+use nwc_decode_kernels::layout::{
+    AHEAD_BYTES, BlockRecord, DECODE_WARP_BYTES, LANES, TensorRecord, product_warp_bytes,
+};
 
-use crate::{Image, ImageOptions, ptx};
+use crate::{Image, ImageOptions, ImageTensor, ptx};
 
-/// Registers of a thread, and the most warps of a block, with so much to do that as many warps as possible should be at work at once: two blocks share a
-/// multiprocessor, so that one begins while the other works.
-const MANY: (u32, usize) = (64, 14);
-/// The same where a single matrix does not keep more warps busy, and for products, which need the registers.
-const FEW: (u32, usize) = (128, 16);
-/// The most warps that a block of threads can have.
-const MOST_WARPS: usize = 32;
+/// Registers of a thread for products, and warps of a block of which several share a multiprocessor, so that one begins while others work.
+const PRODUCT: Shape = Shape { registers: 80, warps: 8 };
+/// The same for what needs more registers: decoding, and products with transposed tensors.
+const DECODE: Shape = Shape { registers: 96, warps: 10 };
+/// Warps of a block where all work is done by one block a multiprocessor: the tables are then copied once.
+const ONE_WAVE_WARPS: usize = 16;
+/// The most warps that a block can have with the registers of [`DECODE`].
+const MOST_WARPS: usize = 20;
 /// The most columns of a batch.
 pub const MOST_BATCH: usize = 16;
+
+/// How a kernel is launched.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    registers: u32,
+    warps: usize,
+}
 
 /// What can go wrong on the way to the device.
 #[derive(Debug, thiserror::Error)]
@@ -74,10 +84,10 @@ impl<T> Doing<T> for cust::error::CudaResult<T> {
 /// A container in the memory of a device.
 #[derive(Debug)]
 pub struct Decoder {
-    /// The kernels, with the registers of [`MANY`].
-    many: Module,
-    /// The kernels, with the registers of [`FEW`].
-    few: Module,
+    /// The kernels, with the registers of [`PRODUCT`].
+    for_products: Module,
+    /// The kernels, with the registers of [`DECODE`].
+    for_decoding: Module,
     multiprocessors: usize,
     image: Image,
     on_device: DeviceBuffer<u8>,
@@ -118,14 +128,14 @@ impl Decoder {
         let module = |registers| {
             Module::from_ptx(text, &[ModuleJitOption::MaxRegisters(registers)]).to("load the kernels")
         };
-        let (many, few) = (module(MANY.0)?, module(FEW.0)?);
+        let (for_products, for_decoding) = (module(PRODUCT.registers)?, module(DECODE.registers)?);
         let multiprocessors = attribute(DeviceAttribute::MultiprocessorCount)? as usize;
         let most_shared = most_shared(&device)?;
         let on_device = upload(&image)?;
         Ok(Self {
             context: context.clone(),
-            many,
-            few,
+            for_products,
+            for_decoding,
             multiprocessors,
             image,
             on_device,
@@ -134,7 +144,7 @@ impl Decoder {
         })
     }
 
-    /// With at most so many warps, 1 to 32, in a block of threads; fewer if shared memory has no place for more. The weights do not depend on it.
+    /// With at most so many warps, 1 to 20, in a block of threads; fewer if shared memory has no place for more. The weights do not depend on it.
     #[must_use]
     pub fn with_warps(self, warps: usize) -> Self {
         Self { warps: Some(warps.clamp(1, MOST_WARPS)), ..self }
@@ -172,17 +182,14 @@ impl Decoder {
         if tensors.len() != outputs.len() {
             return Err(Error::Usage(format!("{} outputs for {} tensors", outputs.len(), tensors.len())));
         }
-        let items: usize = tensors
-            .iter()
-            .filter(|&&tensor| tensor < self.image.tensors().len())
-            .map(|&tensor| self.image.items_of(tensor).len())
-            .sum();
-        let is_much = items >= 4 * MANY.1 * self.multiprocessors;
-        let launch = self.launch(is_much, "nwc_decode", tensors, DECODE_WARP_BYTES)?;
+        let launch = self.launch(DECODE, "nwc_decode", tensors, DECODE_WARP_BYTES)?;
+        let list = self.image.blocks(tensors, launch.warps);
+        let blocks = DeviceBuffer::from_slice(bytemuck::cast_slice::<BlockRecord, u32>(&list))
+            .to("copy a list to the device")?;
         let outputs: Vec<u64> = outputs.iter().map(DevicePointer::as_raw).collect();
         let outputs = DeviceBuffer::from_slice(&outputs).to("copy addresses to the device")?;
         arrive()?;
-        Ok(Plan { launch, dtype, outputs })
+        Ok(Plan { launch, dtype, grid: list.len() as u32, blocks, outputs })
     }
 
     /// Prepares y = W x with a tensor, by its number in the image, for up to [`MOST_BATCH`] rows of x.
@@ -193,37 +200,47 @@ impl Decoder {
         if !(1..=MOST_BATCH).contains(&batch) {
             return Err(Error::Usage(format!("a batch has 1 to {MOST_BATCH} rows, not {batch}")));
         }
-        let (name, kept) = if batch == 1 { ("nwc_gemv", 1) } else { ("nwc_gemm", MOST_BATCH) };
-        let launch = self.launch(false, name, &[tensor], product_warp_bytes(kept))?;
-        let [matrices, out, input] = self.image.tensors()[tensor].shape;
-        if matrices != 1 {
+        let Some(ImageTensor { shape: [matrices, out, input], .. }) = self.image.tensors().get(tensor) else {
+            return Err(Error::Usage(format!("there is no tensor {tensor}")));
+        };
+        let record = *self.image.record(tensor);
+        let (name, shape, kept) = match (batch, record.transposed) {
+            (1, 0) => ("nwc_gemv", PRODUCT, 1),
+            (1, _) => ("nwc_gemv_transposed", DECODE, 1),
+            (_, 0) => ("nwc_gemm", PRODUCT, MOST_BATCH),
+            (_, _) => ("nwc_gemm_transposed", DECODE, MOST_BATCH),
+        };
+        let launch = self.launch(shape, name, &[tensor], product_warp_bytes(kept))?;
+        if *matrices != 1 {
             return Err(Error::Usage(format!("the tensor is {matrices} matrices; products take one")));
         }
-        Ok(Product { launch, batch, out, input })
+        Ok(Product { launch, record, batch, out: *out, input: *input })
     }
 
     fn launch(
         &self,
-        is_much: bool,
+        shape: Shape,
         kernel: &'static str,
         tensors: &[usize],
         shared_per_warp: usize,
     ) -> Result<Launch<'_>> {
-        let most_warps = self.warps.unwrap_or(if is_much { MANY.1 } else { FEW.1 });
-        let module = if is_much || most_warps > FEW.1 { &self.many } else { &self.few };
         if let Some(wrong) = tensors.iter().find(|&&tensor| tensor >= self.image.tensors().len()) {
             return Err(Error::Usage(format!("there is no tensor {wrong}")));
         }
         CurrentContext::set_current(&self.context).to("enter the context")?;
+        let items: usize = tensors.iter().map(|&tensor| self.image.items_of(tensor).len()).sum();
+        let is_one_wave = items <= ONE_WAVE_WARPS * self.multiprocessors;
+        let most_warps = self.warps.unwrap_or(if is_one_wave { ONE_WAVE_WARPS } else { shape.warps });
+        let module =
+            if shape.registers == PRODUCT.registers { &self.for_products } else { &self.for_decoding };
         let tables = tensors.iter().map(|&tensor| self.image.table_bytes(tensor)).max().unwrap_or(0);
-        let per_warp = LANES * RING_BYTES + shared_per_warp;
+        let per_warp = AHEAD_BYTES + shared_per_warp;
         let warps = (self.most_shared.saturating_sub(tables) / per_warp).min(most_warps);
         if warps == 0 {
             return Err(Error::Usage(format!(
                 "tables of {tables} bytes do not fit the device's shared memory"
             )));
         }
-        let blocks = self.image.blocks(tensors, warps);
         let function = module.get_function(kernel).to("find a kernel")?;
         let shared = tables + warps * per_warp;
         allow_shared(&function, shared)?;
@@ -231,11 +248,8 @@ impl Decoder {
             decoder: self,
             function,
             tensors: tensors.to_vec(),
-            grid: blocks.len() as u32,
-            threads: (warps * LANES) as u32,
+            warps,
             shared: shared as u32,
-            blocks: DeviceBuffer::from_slice(bytemuck::cast_slice::<BlockRecord, u32>(&blocks))
-                .to("copy a list to the device")?,
             status: DeviceBuffer::zeroed(self.image.items().max(1)).to("take memory on the device")?,
         };
         arrive()?;
@@ -287,14 +301,18 @@ struct Launch<'d> {
     decoder: &'d Decoder,
     function: Function<'d>,
     tensors: Vec<usize>,
-    grid: u32,
-    threads: u32,
+    /// Of a block.
+    warps: usize,
     shared: u32,
-    blocks: DeviceBuffer<u32>,
     status: DeviceBuffer<u32>,
 }
 
 impl Launch<'_> {
+    /// Threads of a block.
+    fn threads(&self) -> u32 {
+        (self.warps * LANES) as u32
+    }
+
     fn check(&self, stream: &Stream) -> Result<()> {
         let status = self.status(stream)?;
         for &tensor in &self.tensors {
@@ -319,6 +337,8 @@ impl Launch<'_> {
 pub struct Plan<'d> {
     launch: Launch<'d>,
     dtype: DType,
+    grid: u32,
+    blocks: DeviceBuffer<u32>,
     outputs: DeviceBuffer<u64>,
 }
 
@@ -332,17 +352,18 @@ impl Plan<'_> {
     /// The outputs are memory of the decoder's device, each as long as its tensor, at a multiple of the type's size, and nobody else uses them until the stream
     /// has come past this. The plan lives as long. The stream is of the decoder's context.
     pub unsafe fn decode(&self, stream: &Stream) -> Result<()> {
-        let Launch { decoder, function, grid, threads, shared, blocks, status, .. } = &self.launch;
-        let dtype = u32::from(self.dtype.code());
+        let Launch { decoder, function, shared, status, .. } = &self.launch;
+        let Self { grid, blocks, outputs, .. } = self;
+        let (threads, dtype) = (self.launch.threads(), u32::from(self.dtype.code()));
         if *grid == 0 {
             return Ok(()); // no weights, and the driver refuses an empty grid
         }
         // SAFETY: by the caller; the arguments are the kernel's.
         unsafe {
-            cust::launch!(function<<<*grid, *threads, *shared, stream>>>(
+            cust::launch!(function<<<*grid, threads, *shared, stream>>>(
                 decoder.on_device.as_device_ptr(),
                 blocks.as_device_ptr(),
-                self.outputs.as_device_ptr(),
+                outputs.as_device_ptr(),
                 dtype,
                 status.as_device_ptr()
             ))
@@ -367,9 +388,18 @@ impl Plan<'_> {
     }
 }
 
+/// A record as an argument of a kernel.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Argument(TensorRecord);
+
+// SAFETY: plain words without pointers.
+unsafe impl DeviceCopy for Argument {}
+
 /// A matrix that can be multiplied with, again and again.
 pub struct Product<'d> {
     launch: Launch<'d>,
+    record: TensorRecord,
     batch: usize,
     out: usize,
     input: usize,
@@ -391,19 +421,20 @@ impl Product<'_> {
     /// `x` and `y` are memory of the decoder's device of those lengths, and nobody else uses `y`, or writes `x`, until the stream has come past this. The
     /// product lives as long. The stream is of the decoder's context.
     pub unsafe fn add(&self, stream: &Stream, x: DevicePointer<u16>, y: DevicePointer<f32>) -> Result<()> {
-        let Launch { decoder, function, grid, threads, shared, blocks, status, .. } = &self.launch;
-        if *grid == 0 {
+        let Launch { decoder, function, warps, shared, status, .. } = &self.launch;
+        let (tensor, wide) = (self.record, *warps as u32);
+        let (grid, threads, tensor) = (tensor.blocks(wide), self.launch.threads(), Argument(tensor));
+        if grid == 0 {
             return Ok(());
         }
-        let (image, blocks, status) =
-            (decoder.on_device.as_device_ptr(), blocks.as_device_ptr(), status.as_device_ptr());
+        let (image, status) = (decoder.on_device.as_device_ptr(), status.as_device_ptr());
         // SAFETY: by the caller; the arguments are the kernel's.
         unsafe {
             if self.batch == 1 {
-                cust::launch!(function<<<*grid, *threads, *shared, stream>>>(image, blocks, x, y, status))
+                cust::launch!(function<<<grid, threads, *shared, stream>>>(image, tensor, wide, x, y, status))
             } else {
                 let batch = self.batch as u32;
-                cust::launch!(function<<<*grid, *threads, *shared, stream>>>(image, blocks, x, batch, y, status))
+                cust::launch!(function<<<grid, threads, *shared, stream>>>(image, tensor, wide, x, batch, y, status))
             }
         }
         .to("launch a kernel")

@@ -9,11 +9,13 @@
 struct ReadmeDoctests;
 
 mod image;
+mod indices;
 #[cfg(feature = "host")]
 mod launcher;
 mod oracle;
 pub mod ptx;
-mod trace;
+mod quads;
+mod recode;
 
 #[cfg(feature = "host")]
 pub use cust;

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use nwc_decode_core::Error;
-use nwc_decode_kernels::lane::{self, Direct, Indexed, LOWER_BOUND, Lane, Memory, Symbols, Words};
+use nwc_decode_kernels::lane::{self, LOWER_BOUND, Lane, Memory, Planes, Symbols, Words};
 use nwc_decode_kernels::layout::{
-    CHUNK, ColumnRecord, Header, ItemRecord, LANES, LaneRecord, TensorRecord, UNIT, flag, form,
+    CHUNK, GROUP, Header, ItemRecord, LANES, LaneRecord, Patch, RING_BYTES, TensorRecord, UNIT, flag,
 };
 
 use crate::Image;
@@ -25,33 +25,24 @@ impl Memory for View<'_> {
     fn word(&self, at: u32) -> u32 {
         bytemuck::pod_read_unaligned(&self.0[at as usize..at as usize + 4])
     }
-
-    fn byte(&self, at: u32) -> u32 {
-        self.0[at as usize].into()
-    }
 }
 
-/// A lane's words in the image; those beyond its end are 0.
-struct LaneWords<'a> {
-    image: View<'a>,
-    offset: u32,
-    read: usize,
+/// What a lane has asked for; what is read beyond that is 0, and known to be wrong in the end.
+struct Asked {
+    words: Vec<u16>,
+    read: u32,
+    end: u32,
 }
 
-impl Words for LaneWords<'_> {
+impl Words for Asked {
     fn refill(&mut self, x: u32) -> u32 {
-        if x < LOWER_BOUND { x << 16 | self.next() } else { x }
+        if x >= LOWER_BOUND {
+            return x;
+        }
+        let word = self.words.get(self.read as usize / 2).copied().unwrap_or(0);
+        self.read += 2;
+        x << 16 | u32::from(word)
     }
-
-    fn next(&mut self) -> u32 {
-        let at = self.offset as usize * UNIT + 2 * self.read;
-        self.read += 1;
-        self.image.0.get(at..at + 2).map_or(0, |word| u16::from_le_bytes([word[0], word[1]]).into())
-    }
-
-    fn top_up(&mut self) {}
-
-    fn top_up_now(&mut self) {}
 }
 
 impl Image {
@@ -82,29 +73,14 @@ impl Image {
         let view = View(self.bytes());
         let header: Header = view.read(0, 0);
         let record: TensorRecord = view.read(header.tensor_records, tensor);
-        let tables = &self.bytes()[record.tables as usize * UNIT..][..record.table_bytes as usize];
-        let status = self.items_of(tensor).map(|number| {
-            let item: ItemRecord = view.read(header.item_records, number);
-            if item.error != 0 {
-                return item.error;
-            }
-            let mut first = 0;
-            for lane in 0..item.columns_here as usize {
-                let decoded = if record.form == form::DIRECT {
-                    decode_lane(view, &record, &item, lane, &Direct::new(View(tables), &record), out)
-                } else {
-                    decode_lane(view, &record, &item, lane, &Indexed::new(View(tables), &record), out)
-                };
-                if let (0, Err(error)) = (first, decoded) {
-                    first = error.code().into();
-                }
-            }
-            first
+        let status = (0..record.items as usize).map(|number| {
+            let item: ItemRecord = view.read(record.item_records, number);
+            if item.error == 0 { Warp::new(view, &record, &item, number).decode(out) } else { item.error }
         });
         Ok(status.collect())
     }
 
-    /// Where an item has what kernels take from nobody on trust, as ranges of the image's bytes: its words, and its lanes' states and first words. For tests
+    /// Where an item has what kernels take from nobody on trust, as ranges of the image's bytes: its words, planes and lanes. For tests
     /// of what damage there does.
     ///
     /// # Panics
@@ -112,17 +88,19 @@ impl Image {
     pub fn untrusted(&self, item: usize) -> Vec<Range<usize>> {
         let view = View(self.bytes());
         let header: Header = view.read(0, 0);
-        let item: ItemRecord = view.read(header.item_records, item);
+        let tensor = (0..self.tensors().len()).find(|tensor| self.items_of(*tensor).contains(&item));
+        let record: TensorRecord = view.read(header.tensor_records, tensor.expect("there is such an item"));
+        let number = item - record.first_item as usize;
+        let item: ItemRecord = view.read(record.item_records, number);
         if item.error != 0 {
             return Vec::new();
         }
-        let (words, lanes) = (item.words as usize * UNIT, item.lanes as usize * UNIT);
-        let end: LaneRecord = view.read(item.lanes, LANES);
-        let words = words..words + 2 * end.start() as usize;
-        // All of a record but the last byte, the trellis state, which tables are entered with.
-        let record = size_of::<LaneRecord>();
-        let records = (0..=LANES).map(|lane| lanes + lane * record..lanes + (lane + 1) * record - 1);
-        std::iter::once(words).chain(records).collect()
+        let (words, planes) = (item.words as usize * UNIT, item.planes as usize * UNIT);
+        let plane_words = item.rows.div_ceil(2 * CHUNK as u32) * record.planes * LANES as u32;
+        let lanes_bytes = LANES * size_of::<LaneRecord>();
+        let lanes = record.lanes as usize * UNIT + number * lanes_bytes;
+        // Planes come right after words.
+        vec![words..planes + 4 * plane_words as usize, lanes..lanes + lanes_bytes]
     }
 
     /// The image with one byte changed by exclusive or. For tests, at places that are [`untrusted`](Self::untrusted): kernels trust all others.
@@ -142,49 +120,121 @@ pub(crate) fn error_of(number: u32) -> Option<Error> {
     Error::ALL.into_iter().find(|error| u32::from(error.code()) == number)
 }
 
-fn decode_lane(
-    view: View<'_>,
-    tensor: &TensorRecord,
-    item: &ItemRecord,
-    number: usize,
-    symbols: &impl Symbols,
-    out: &mut [f32],
-) -> Result<(), Error> {
-    let (start, next): (LaneRecord, LaneRecord) =
-        (view.read(item.lanes, number), view.read(item.lanes, number + 1));
-    let column: ColumnRecord = view.read(item.columns, number);
-    let mut words = LaneWords { image: view, offset: item.words, read: start.start() as usize };
-    let mut lane = Lane::new(start.state, start.trellis());
-    let careful = item.flags & flag::CAREFUL != 0;
-    let (out_rows, input) = (tensor.out as usize, tensor.input as usize);
-    let unit = if tensor.hadamard != 0 { 0.25 } else { 1.0 };
-    for first in (0..item.rows).step_by(CHUNK) {
-        let chunk = first / CHUNK as u32;
-        let escapes: u32 = view.read(item.escapes, chunk as usize / 32);
-        let careful = careful || escapes >> (chunk % 32) & 1 == 1;
-        let rows = (item.rows - first).min(CHUNK as u32);
-        let class_of = |row: u32| {
-            let row_class: i32 = view.read(item.row_classes, (first + row) as usize);
-            symbols.class(column.class + row_class)
+/// The lanes of an item, side by side: what one takes moves what the others find.
+struct Warp<'a> {
+    view: View<'a>,
+    tensor: &'a TensorRecord,
+    item: &'a ItemRecord,
+    lanes: Vec<(Symbols<View<'a>>, Lane, Asked)>,
+    next: u32,
+    patches: u32,
+}
+
+impl<'a> Warp<'a> {
+    fn new(view: View<'a>, tensor: &'a TensorRecord, item: &'a ItemRecord, number: usize) -> Self {
+        let tables = &view.0[tensor.tables as usize * UNIT..][..tensor.table_bytes as usize];
+        let lanes = (0..LANES).map(|lane| {
+            let record: LaneRecord = view.read(tensor.lanes, number * LANES + lane);
+            let symbols = Symbols::new(View(tables), tensor, record.table());
+            (symbols, Lane::new(record), Asked { words: Vec::new(), read: 0, end: 2 * record.words() })
+        });
+        let mut warp = Self {
+            view,
+            tensor,
+            item,
+            lanes: lanes.collect(),
+            next: item.words * (UNIT / GROUP) as u32,
+            patches: 0,
         };
-        let indices = if careful || rows < CHUNK as u32 {
-            lane::chunk::<true>(symbols, &mut lane, &mut words, rows, class_of)
-        } else {
-            lane::chunk::<false>(symbols, &mut lane, &mut words, rows, class_of)
+        for _ in 0..RING_BYTES / GROUP {
+            warp.ask();
+        }
+        warp
+    }
+
+    fn ask(&mut self) {
+        let last = (self.view.0.len() / GROUP - 1) as u32;
+        for (.., words) in &mut self.lanes {
+            if lane::asks(words.read, 2 * words.words.len() as u32, words.end) {
+                let group: [u16; GROUP / 2] = self.view.read(0, self.next.min(last) as usize);
+                words.words.extend(group);
+                self.next += 1;
+            }
+        }
+    }
+
+    /// Decodes the item into its places in the tensor; the code of the first lane that has one, or 0.
+    fn decode(mut self, out: &mut [f32]) -> u32 {
+        for first in (0..self.item.rows).step_by(CHUNK) {
+            self.ask();
+            let patches = self.patches(first);
+            for number in 0..LANES {
+                let latents = self.latents(number, first, &patches);
+                if number < self.item.columns_here as usize {
+                    self.write(number, first, latents, !patches.is_empty(), out);
+                }
+            }
+        }
+        let codes = self.lanes.iter().take(self.item.columns_here as usize);
+        codes
+            .map(|(_, lane, words)| lane::end_code(words.read, words.end, lane.x))
+            .find(|code| *code != 0)
+            .unwrap_or(0)
+    }
+
+    /// A lane's word of a plane for the rows around `row`.
+    fn plane(&self, number: usize, row: u32, plane: u32) -> u32 {
+        let word = (row / (2 * CHUNK as u32) * self.tensor.planes + plane) as usize * LANES + number;
+        if plane < self.tensor.planes { self.view.read(self.item.planes, word) } else { 0 }
+    }
+
+    /// The patches of a chunk.
+    fn patches(&mut self, first: u32) -> Vec<Patch> {
+        let rows = first..first + CHUNK as u32;
+        let all = (self.patches..).map(|number| self.view.read::<Patch>(self.item.patches, number as usize));
+        let here: Vec<_> = all.take_while(|patch| rows.contains(&(patch.place / LANES as u32))).collect();
+        self.patches += here.len() as u32;
+        here
+    }
+
+    fn latents(&mut self, number: usize, first: u32, patches: &[Patch]) -> [i32; CHUNK] {
+        let tensor = self.tensor;
+        let high = if tensor.trellis == 0 { 2 } else { 1 };
+        let planes = Planes {
+            first: self.plane(number, first, 0),
+            lowest: if tensor.trellis == 0 { self.plane(number, first, 1) } else { 0 },
+            highest: self.plane(number, first, high),
+            next: self.plane(number, first, high + 1),
         };
-        let latents = lane::synthesise(indices, tensor.hadamard != 0, rows);
+        let is_odd = first / CHUNK as u32 % 2 == 1;
+        let (symbols, lane, words) = &mut self.lanes[number];
+        let bytes = lane::chunk(symbols, tensor, lane, words, planes, is_odd);
+        let mut indices = lane::by_rows(bytes, tensor.low_bits);
+        if tensor.low_bits > 4 {
+            let plane = |bit| self.plane(number, first, high + 2 + bit);
+            indices = lane::widen(indices, tensor.low_bits, is_odd, plane);
+        }
+        for patch in patches.iter().filter(|patch| patch.place as usize % LANES == number) {
+            indices[(patch.place / LANES as u32 - first) as usize] = patch.index;
+        }
+        lane::synthesise(indices, tensor.hadamard != 0, self.item.rows - first)
+    }
+
+    fn write(&self, number: usize, first: u32, latents: [i32; CHUNK], is_patched: bool, out: &mut [f32]) {
+        let Self { view, tensor, item, .. } = self;
+        let (out_rows, input) = (tensor.out as usize, tensor.input as usize);
+        let unit = if tensor.hadamard != 0 { 0.25 } else { 1.0 };
+        let column_scale: f32 = view.read(item.column_scales, number);
         for (row, latent) in (first..item.rows).zip(latents) {
             let row_scale: f32 = view.read(item.row_scales, row as usize);
-            let weight = if careful {
-                lane::weight::<true>(latent, unit, row_scale, column.scale)
+            let weight = if item.flags & flag::CAREFUL == 0 && !is_patched {
+                lane::weight::<false>(latent, 1.0, row_scale, column_scale * unit)
             } else {
-                lane::weight::<false>(latent, 1.0, row_scale, column.scale * unit)
+                lane::weight::<true>(latent, unit, row_scale, column_scale)
             };
             let (r, c) = ((item.first_row + row) as usize, item.first_column as usize + number);
             let (o, i) = if tensor.transposed == 1 { (c, r) } else { (r, c) };
             out[(item.matrix as usize * out_rows + o) * input + i] = weight;
         }
     }
-    let x = if item.flags & flag::LAST != 0 { lane.x } else { LOWER_BOUND };
-    error_of(lane::end_code(words.read as u32, next.start(), x)).map_or(Ok(()), Err)
 }

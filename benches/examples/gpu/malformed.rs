@@ -97,7 +97,7 @@ pub(crate) fn run(context: &Context, folder: &Path, most_bytes: usize, all_bits:
             for (&(place, mask), image) in cases.iter().zip(made) {
                 let outcome = match image {
                     Some(image) => campaign
-                        .image(image)
+                        .image(image, true)
                         .with_context(|| format!("{}: byte {place} ^ {mask:#x}", vector.file))?,
                     None => Outcome::Refused,
                 };
@@ -114,7 +114,7 @@ pub(crate) fn run(context: &Context, folder: &Path, most_bytes: usize, all_bits:
             for place in image.untrusted(item).into_iter().flatten() {
                 for mask in masks(place) {
                     let name = || format!("{}: byte {place} of the image ^ {mask:#x}", vector.file);
-                    let outcome = campaign.image(image.with_flipped(place, mask)).with_context(name)?;
+                    let outcome = campaign.image(image.with_flipped(place, mask), false).with_context(name)?;
                     if let Outcome::Decoded(status) = &outcome {
                         let mut others = status.iter().enumerate().filter(|(number, _)| *number != item);
                         ensure!(others.all(|(_, &code)| code == 0), "{}: {status:?}", name());
@@ -143,8 +143,9 @@ fn damaged_image(container: &[u8], place: usize, mask: u8) -> Option<Image> {
 }
 
 impl Campaign<'_> {
-    /// Decodes all tensors to F32, on the GPU and on the processor, and compares status and bytes.
-    fn image(&mut self, image: Image) -> Result<Outcome> {
+    /// Decodes all tensors to F32, on the GPU and on the processor, and compares status and bytes. `all`: those of tensors with damaged items too. What a lane
+    /// reads beyond its last word is anything, as long as it is in the warp's own memory, and always found out in the end.
+    fn image(&mut self, image: Image, all: bool) -> Result<Outcome> {
         let mut offsets = Vec::new();
         let mut end = 0usize;
         for tensor in image.tensors() {
@@ -157,15 +158,15 @@ impl Campaign<'_> {
         }
         let decoder = with_image(self.context, self.decoder.take(), image)?;
         let decoder = self.decoder.insert(decoder);
-        let all: Vec<usize> = (0..offsets.len()).collect();
-        if all.is_empty() {
+        let tensors: Vec<usize> = (0..offsets.len()).collect();
+        if tensors.is_empty() {
             return Ok(Outcome::Decoded(Vec::new()));
         }
         let start = self.output.as_device_ptr().as_raw();
         let pointers: Vec<_> = offsets.iter().map(|&at| DevicePointer::from_raw(start + at as u64)).collect();
         // All that is allocated, so that a weight beside its tensor shows too.
         self.output.copy_from(&self.fill)?;
-        let plan = match decoder.plan(&all, DType::F32, &pointers) {
+        let plan = match decoder.plan(&tensors, DType::F32, &pointers) {
             Err(Error::Usage(_)) => return Ok(Outcome::Refused),
             plan => plan?,
         };
@@ -182,6 +183,11 @@ impl Campaign<'_> {
             let expected_status = image.status_on_host(number, &mut weights)?;
             let status = &status[image.items_of(number)];
             ensure!(status == expected_status, "{}: status {status:?}, not {expected_status:?}", tensor.name);
+            if !all && status.iter().any(|code| *code != 0) {
+                let place = at..at + size_of::<f32>() * tensor.elements();
+                expected[place.clone()].copy_from_slice(&found[place]);
+                continue;
+            }
             let bytes = weights.iter().flat_map(|weight| weight.to_le_bytes());
             expected[at..].iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte);
         }

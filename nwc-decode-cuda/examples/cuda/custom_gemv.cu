@@ -22,9 +22,9 @@ constexpr unsigned kTileBytes = kWarp * kColumnBytes;
 
 extern __shared__ __align__(16) unsigned char shared[];
 
-// A block's shared memory: rings, aligned, then tiles and tables.
+// A block's shared memory: what warps read ahead, aligned, then tiles and tables.
 static unsigned shared_bytes(const NwcTensorRecord& record, unsigned threads) {
-    return NWC_RING_BYTES + threads * NWC_RING_BYTES + threads / kWarp * kTileBytes + nwc_table_bytes(&record);
+    return NWC_RING_BYTES + threads / kWarp * (NWC_AHEAD_BYTES + kTileBytes) + nwc_table_bytes(&record);
 }
 
 // What all kernels here do: a warp for each item, whose weights `work` asks for.
@@ -35,8 +35,8 @@ __device__ void for_items(const void* image, unsigned number, uint32_t* status, 
         __trap();
     }
     __syncthreads();
-    unsigned char* rings = nwc_align_rings(shared);
-    unsigned char* tiles = rings + blockDim.x * NWC_RING_BYTES;
+    unsigned char* ahead = nwc_align(shared);
+    unsigned char* tiles = ahead + blockDim.x / kWarp * NWC_AHEAD_BYTES;
     unsigned char* tables = tiles + blockDim.x / kWarp * kTileBytes;
     nwc_stage(&tensor, tables, threadIdx.x, blockDim.x);
     __syncthreads();
@@ -44,7 +44,7 @@ __device__ void for_items(const void* image, unsigned number, uint32_t* status, 
     unsigned warps = blockDim.x / kWarp;
     for (unsigned i = blockIdx.x * warps + warp; i < tensor.record.items; i += gridDim.x * warps) {
         NwcItem item;
-        nwc_begin(&item, &tensor, tables, i, rings + warp * kWarp * NWC_RING_BYTES);
+        nwc_begin(&item, &tensor, tables, i, ahead + warp * NWC_AHEAD_BYTES);
         work(tensor.record, item, i, tiles + warp * kTileBytes);
         uint32_t code = nwc_end(&item);
         if (item.lane == 0) {

@@ -1,191 +1,132 @@
 //! Decoding down one column: the code that a thread of a warp runs, and that the tests run on the processor.
 //!
-//! No lane needs to know of another, since an image has each lane's words apart. Everything here is in plain integers and floats, so that it gives the same
-//! wherever it runs.
+//! An image has a column's indices in two parts. What decides an index's magnitude, its *coarse value* of four bits, is coded: range-coded symbols of four rows
+//! each, so that a look-up gives four weights. The low bits, which little would compress, are *planes*, a bit a row. With a trellis a single plane, the path,
+//! gives two bits: both are sums of path bits, as the trellis is a linear code. Everything is in plain integers, so that it gives the same wherever it runs.
 
 use nwc_decode_core::Error;
 
-use crate::layout::{CHUNK, ESCAPE, INDEXED_ESCAPE, TensorRecord};
-use crate::num::{byte_of, low_i8, select, sign_extend_16, xor_and};
+use crate::layout::{CHUNK, GROUP, LaneRecord, RING_BYTES, TensorRecord};
+use crate::num::{byte, delayed};
 
-/// The bottom of a lane's range, and its state at the end of a tile (docs/bitstream.md §6).
+/// The bottom of a lane's range, and its state at the end of an item.
 pub const LOWER_BOUND: u32 = 1 << 16;
 
 /// A lane's words.
 pub trait Words {
-    /// The state, brought back into its range with the next word if it is below [`LOWER_BOUND`] (§6.3).
+    /// The state, brought back into its range with the next word if it is below [`LOWER_BOUND`].
     fn refill(&mut self, x: u32) -> u32;
-
-    /// The next word.
-    fn next(&mut self) -> u32;
-
-    /// Makes sure that half of [`CHUNK`] words can be taken.
-    fn top_up(&mut self);
-
-    /// Makes sure of the same at once, after a word that was not counted on.
-    fn top_up_now(&mut self);
 }
 
-/// A lane between two rows.
-#[derive(Debug, Clone, Copy)]
-pub struct Lane {
-    /// rANS state.
-    pub x: u32,
-    /// Trellis state times four, so that its parity is where addresses need it.
-    pub trellis: u32,
-}
-
-impl Lane {
-    /// From the states that a [`LaneRecord`](crate::layout::LaneRecord) has.
-    #[inline]
-    pub const fn new(x: u32, trellis: u32) -> Self {
-        Self { x, trellis: trellis << 2 }
-    }
-
-    /// Takes a symbol off the state and refills it (§6.2, §6.3).
-    #[inline(always)]
-    fn advance(&mut self, frequency: u32, offset: u32, precision: u32, words: &mut impl Words) {
-        self.x = words.refill(frequency.wrapping_mul(self.x >> precision).wrapping_add(offset));
-    }
-}
-
-/// Finds symbols.
-pub trait Symbols {
-    /// Where a class's tables begin.
-    fn class(&self, class: i32) -> u32;
-
-    /// Decodes the next index of a lane, whose class's tables begin at `class`. `CAREFUL`: there may be escapes.
-    fn step<const CAREFUL: bool>(&self, lane: &mut Lane, class: u32, words: &mut impl Words) -> i32;
-}
-
-/// Words or bytes of tables, by byte offset.
+/// Words of tables, by byte offset.
 pub trait Memory {
     /// Four bytes at a multiple of 4.
     fn word(&self, at: u32) -> u32;
-
-    /// One byte.
-    fn byte(&self, at: u32) -> u32;
 }
 
-/// Tables of [`form::DIRECT`](crate::layout::form::DIRECT).
+/// A lane between two chunks.
 #[derive(Debug, Clone, Copy)]
-pub struct Direct<M> {
+pub struct Lane {
+    /// rANS states that take turns, so that a thread has two look-ups under way.
+    pub x: [u32; 2],
+    /// The path of the chunk before, [`spread`](SPREAD).
+    pub path: u32,
+}
+
+impl Lane {
+    /// At an item's first row.
+    #[inline(always)]
+    pub const fn new(record: LaneRecord) -> Self {
+        // The latest of eight bits belongs to row 15, bit 31.
+        let mut path = 0;
+        let mut bit = 0;
+        while bit < 8 {
+            path |= (record.path() >> bit & 1) << (31 - 2 * bit);
+            bit += 1;
+        }
+        Self { x: record.states, path }
+    }
+}
+
+/// The table of a lane.
+#[derive(Debug, Clone, Copy)]
+pub struct Symbols<M> {
     memory: M,
+    table: u32,
     precision: u32,
     /// Bits of an address that come from the slot.
     slot_mask: u32,
-    last_class: i32,
-    /// What the next state is combined with, in the lane's units: byte 1 if the state is odd, byte 2 if the value is, byte 3 if both are. An index's
-    /// lowest bits say which: they are the parities of the state and of the value.
-    taps: u32,
-    trellis: bool,
 }
 
-impl<M: Memory> Direct<M> {
-    /// Of a tensor's record.
+/// Bits that the two low bits of a slot's address take.
+const SLOT_SHIFT: u32 = 2;
+
+impl<M: Memory> Symbols<M> {
+    /// A tensor's table of this number, or its last one.
     #[inline(always)]
-    pub fn new(memory: M, tensor: &TensorRecord) -> Self {
-        let (feedback, input) = ((tensor.taps & 0xFFFF) << 2, (tensor.taps >> 16) << 2);
+    pub fn new(memory: M, tensor: &TensorRecord, table: u32) -> Self {
         Self {
             memory,
+            table: table.min(tensor.table_count - 1) << (tensor.precision + SLOT_SHIFT),
             precision: tensor.precision,
             slot_mask: ((1 << tensor.precision) - 1) << SLOT_SHIFT,
-            last_class: tensor.classes.cast_signed() - 1,
-            taps: (feedback << 8) | (input << 16) | ((feedback ^ input) << 24),
-            trellis: tensor.trellis != 0,
         }
+    }
+
+    /// The next four weights' coarse values, in the high half of each byte. States take turns.
+    #[inline(always)]
+    fn four(&self, x: &mut u32, words: &mut impl Words) -> u32 {
+        let slot = self.memory.word(self.table + (*x << SLOT_SHIFT & self.slot_mask));
+        *x = words.refill(byte(slot, 0) * (*x >> self.precision) + byte(slot, 1));
+        (slot >> 16 & 0x0000_F0F0) | (slot << 4 & 0xF0F0_0000)
     }
 }
 
-/// A slot has a word for each union.
-const SLOT_SHIFT: u32 = 3;
+/// Where planes that are spread have a bit: row r at 2r + 1.
+const SPREAD: u32 = 0xAAAA_AAAA;
 
-impl<M: Memory> Symbols for Direct<M> {
-    #[inline(always)]
-    fn class(&self, class: i32) -> u32 {
-        class.clamp(0, self.last_class).cast_unsigned() << (self.precision + SLOT_SHIFT)
-    }
-
-    #[inline(always)]
-    fn step<const CAREFUL: bool>(&self, lane: &mut Lane, class: u32, words: &mut impl Words) -> i32 {
-        // The bits of the state above its parity lie under the mask.
-        let at = select(self.slot_mask, lane.x << SLOT_SHIFT, lane.trellis);
-        let entry = self.memory.word(class.wrapping_add(at));
-        lane.advance(entry >> 20, (entry >> 8) & 0xFFF, self.precision, words);
-        let mut index = i32::from(low_i8(entry));
-        if CAREFUL && index == i32::from(ESCAPE) {
-            index = escape(words, self.trellis, lane.trellis);
-        }
-        lane.trellis = xor_and(lane.trellis >> 1, byte_of(self.taps, index.cast_unsigned() & 3), 0xFC);
-        index
-    }
+/// The planes' words for two chunks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Planes {
+    /// With a trellis the path, otherwise the lowest bit but one.
+    pub first: u32,
+    /// Without a trellis the lowest bit.
+    pub lowest: u32,
+    /// The highest of more than two low bits.
+    pub highest: u32,
+    /// The next of more than three.
+    pub next: u32,
 }
 
-/// The index of an escape, whose value is the next word (§8.2).
+/// A chunk's part of a plane's word, spread.
 #[inline(always)]
-fn escape(words: &mut impl Words, trellis: bool, state: u32) -> i32 {
-    let value = sign_extend_16(words.next());
-    words.top_up_now();
-    if trellis { 2 * value + ((state >> 2) & 1).cast_signed() } else { value }
+const fn part(word: u32, is_odd: bool) -> u32 {
+    (if is_odd { word << 1 } else { word }) & SPREAD
 }
 
-/// Tables of [`form::INDEXED`](crate::layout::form::INDEXED).
-#[derive(Debug, Clone, Copy)]
-pub struct Indexed<M> {
-    memory: M,
-    precision: u32,
-    unions: u32,
-    symbols: u32,
-    entries: u32,
-    last_class: i32,
-    next: u32,
-    trellis: bool,
-}
+/// Parity-check polynomials of the trellises that images know, of 2^3 to 2^8 states: the encoder's (Ungerboeck's codes for amplitude modulation).
+///
+/// The codec's trellis is their systematic form: a state's parity u and the index's second bit b with h0 u = h1 b. The path is the sequence a with b = h0 a and
+/// u = h1 a: any b has one, and from it both bits follow without a loop.
+pub const POLYNOMIALS: [(u32, u32); 6] =
+    [(0o13, 0o04), (0o23, 0o04), (0o45, 0o10), (0o103, 0o024), (0o235, 0o126), (0o515, 0o362)];
 
-impl<M: Memory> Indexed<M> {
-    /// Of a tensor's record.
-    #[inline(always)]
-    pub fn new(memory: M, tensor: &TensorRecord) -> Self {
-        Self {
-            memory,
-            precision: tensor.precision,
-            unions: tensor.unions,
-            symbols: tensor.symbols,
-            entries: tensor.entries,
-            last_class: tensor.classes.cast_signed() - 1,
-            next: tensor.taps,
-            trellis: tensor.trellis != 0,
+/// The two lowest bits of a chunk's indices, row r's at 2r.
+#[inline(always)]
+fn two_bits<const TRELLIS: usize>(path: u32, before: u32) -> u32 {
+    let (h0, h1) = const { POLYNOMIALS[TRELLIS - 3] };
+    let (mut second, mut lowest) = (path, 0);
+    let mut rows = 1;
+    while rows <= 8 {
+        if h0 >> rows & 1 == 1 {
+            second ^= delayed(path, before, 2 * rows);
         }
-    }
-}
-
-impl<M: Memory> Symbols for Indexed<M> {
-    #[inline(always)]
-    fn class(&self, class: i32) -> u32 {
-        class.clamp(0, self.last_class).cast_unsigned() * self.unions
-    }
-
-    #[inline(always)]
-    fn step<const CAREFUL: bool>(&self, lane: &mut Lane, class: u32, words: &mut impl Words) -> i32 {
-        let state = lane.trellis >> 2;
-        let table = class + if self.unions == 2 { state & 1 } else { 0 };
-        let slot = lane.x & ((1 << self.precision) - 1);
-        let symbol = self.memory.byte((table << self.precision) + slot);
-        let at = self.entries + (table * self.symbols + symbol) * 8;
-        let (place, value) = (self.memory.word(at), self.memory.word(at + 4));
-        lane.advance(place >> 16, slot.wrapping_sub(place & 0xFFFF), self.precision, words);
-        if !self.trellis {
-            return if value == INDEXED_ESCAPE { escape(words, false, 0) } else { value.cast_signed() };
+        if h1 >> rows & 1 == 1 {
+            lowest ^= delayed(path, before, 2 * rows - 1);
         }
-        let index = if value == INDEXED_ESCAPE {
-            escape(words, true, lane.trellis)
-        } else {
-            value.wrapping_add(state & 1).cast_signed()
-        };
-        let branch = (index >> 1).cast_unsigned() & 1;
-        lane.trellis = self.memory.byte(self.next + 2 * state + branch) << 2;
-        index
+        rows += 1;
     }
+    second | lowest
 }
 
 /// An array of what an expression gives for each row of a chunk. Written out, not a loop, so that the array always lies in registers.
@@ -199,25 +140,77 @@ macro_rules! rows {
 }
 pub(crate) use rows;
 
-/// Decodes [`CHUNK`] rows of a lane into indices. `class_of` gives where the tables of a row's class begin. `CAREFUL`: there may be fewer rows, and escapes.
+/// What symbols and up to four low bits tell of a chunk's indices: row 4j + g is byte j of word g.
+///
+/// The high half of a byte is the coarse value, below it are low bits: indices of up to four of them times 2^[`unit_bits`].
+pub type Bytes = [u32; 4];
+
+/// Binary logarithm of what an index is multiplied by in [`Bytes`].
 #[inline(always)]
-pub fn chunk<const CAREFUL: bool>(
-    symbols: &impl Symbols,
+pub const fn unit_bits(low_bits: u32) -> u32 {
+    4u32.saturating_sub(low_bits)
+}
+
+/// Decodes [`CHUNK`] rows of a lane.
+#[inline(always)]
+pub fn chunk<M: Memory>(
+    symbols: &Symbols<M>,
+    tensor: &TensorRecord,
     lane: &mut Lane,
     words: &mut impl Words,
-    rows: u32,
-    class_of: impl Fn(u32) -> u32,
-) -> [i32; CHUNK] {
-    rows!(ROW => {
-        if ROW == 0 || ROW == CHUNK / 2 {
-            words.top_up();
-        }
-        if !CAREFUL || (ROW as u32) < rows {
-            symbols.step::<CAREFUL>(lane, class_of(ROW as u32), words)
-        } else {
-            0
-        }
-    })
+    planes: Planes,
+    is_odd: bool,
+) -> Bytes {
+    let first = part(planes.first, is_odd);
+    let two = match tensor.trellis {
+        3 => two_bits::<3>(first, lane.path),
+        4 => two_bits::<4>(first, lane.path),
+        5 => two_bits::<5>(first, lane.path),
+        6 => two_bits::<6>(first, lane.path),
+        7 => two_bits::<7>(first, lane.path),
+        8 => two_bits::<8>(first, lane.path),
+        _ => first | part(planes.lowest, is_odd) >> 1,
+    };
+    lane.path = first;
+    // Row 0's bits go to where they are in bytes, and the others with them.
+    let shift = unit_bits(tensor.low_bits);
+    let two = two.rotate_left(shift);
+    let highest = part(planes.highest, is_odd).rotate_left(2);
+    let next = part(planes.next, is_odd).rotate_left(1);
+    let low = |group: u32| {
+        let two = two.rotate_right(2 * group) & 0x0303_0303 << shift;
+        let three =
+            if tensor.low_bits > 2 { two | (highest.rotate_right(2 * group) & 0x0808_0808) } else { two };
+        if tensor.low_bits > 3 { three | (next.rotate_right(2 * group) & 0x0404_0404) } else { three }
+    };
+    let low = [low(0), low(1), low(2), low(3)];
+    let [even, odd] = &mut lane.x;
+    [
+        symbols.four(even, words) | low[0],
+        symbols.four(odd, words) | low[1],
+        symbols.four(even, words) | low[2],
+        symbols.four(odd, words) | low[3],
+    ]
+}
+
+/// A chunk's indices by rows, if they have at most four low bits.
+#[inline(always)]
+pub fn by_rows(bytes: Bytes, low_bits: u32) -> [i32; CHUNK] {
+    let shift = unit_bits(low_bits);
+    rows!(ROW => crate::num::signed_byte::<{ ROW as u32 / 4 }>(bytes[ROW % 4]) >> shift)
+}
+
+/// Indices with more than four low bits, from what [`by_rows`] gave and the planes of the other bits: `plane` gives a word of one, counted from the third bit's.
+#[inline(always)]
+pub fn widen(indices: [i32; CHUNK], low_bits: u32, is_odd: bool, plane: impl Fn(u32) -> u32) -> [i32; CHUNK] {
+    let mut wide = rows!(ROW => indices[ROW] >> 2 << (low_bits - 2) | (indices[ROW] & 3));
+    let mut bit = 2;
+    while bit + 2 < low_bits {
+        let word = part(plane(bit - 2), is_odd);
+        wide = rows!(ROW => wide[ROW] | ((word >> (2 * ROW + 1) & 1) << bit).cast_signed());
+        bit += 1;
+    }
+    wide
 }
 
 /// What a sink of latents gets of a chunk's indices: themselves, or with the Hadamard synthesis four times the latents (§9). `rows` are really there.
@@ -225,21 +218,34 @@ pub fn chunk<const CAREFUL: bool>(
 pub fn synthesise(indices: [i32; CHUNK], with_hadamard: bool, rows: u32) -> [i32; CHUNK] {
     if !with_hadamard {
         indices
-    } else if rows == CHUNK as u32 {
+    } else if rows >= CHUNK as u32 {
         hadamard(indices)
     } else {
         rows!(ROW => indices[ROW] * 4)
     }
 }
 
-/// Compares where a lane came to with where it must (§6.4): the code of what is wrong, or 0. `x` is the state, or [`LOWER_BOUND`] if it may be any.
+/// Whether a lane asks for its next [`GROUP`] of words before a chunk, when it has read so many bytes and asked for so many of those that it has. Both must
+/// agree on this: who copies words to a lane, and who put them in order.
+///
+/// A chunk takes at most as much, one word for each of its symbols. So a lane has at least that much left that was asked for before the last
+/// [`PENDING`] chunks, or all it has.
 #[inline(always)]
-pub fn end_code(read: u32, end: u32, x: u32) -> u32 {
+pub const fn asks(read: u32, asked: u32, end: u32) -> bool {
+    asked < end && asked.wrapping_sub(read) <= (RING_BYTES - GROUP) as u32
+}
+
+/// Chunks during which words may be under way.
+pub const PENDING: u32 = (RING_BYTES / GROUP) as u32 - 2;
+
+/// Compares where a lane came to with where it must: the code of what is wrong, or 0. `read` and `end` count bytes.
+#[inline(always)]
+pub fn end_code(read: u32, end: u32, x: [u32; 2]) -> u32 {
     if read > end {
         Error::Overrun.code().into()
     } else if read < end {
         Error::Trailing.code().into()
-    } else if x != LOWER_BOUND {
+    } else if x != [LOWER_BOUND; 2] {
         Error::FinalState.code().into()
     } else {
         0

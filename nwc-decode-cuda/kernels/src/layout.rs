@@ -15,19 +15,30 @@ pub const LANES: usize = 32;
 /// Rows that are decoded at a time.
 pub const CHUNK: usize = 16;
 
-/// Bytes of shared memory that a thread needs for the words that it reads ahead.
-pub const RING_BYTES: usize = 128;
+/// Bytes of words that a lane asks for at a time.
+pub const GROUP: usize = 8;
+
+/// Bytes of shared memory that hold the words that a lane reads ahead.
+pub const RING_BYTES: usize = 32;
+
+/// Bytes of shared memory that a warp needs for what it reads ahead: its lanes' rings, and twice 32 rows of two planes and of row scales.
+pub const AHEAD_BYTES: usize = LANES * (RING_BYTES + 24);
 
 /// Bytes of shared memory that a warp needs to turn a chunk of 16-bit numbers around.
 pub const TILE_BYTES: usize = CHUNK * LANES * 2 * 5 / 4;
 
-/// Bytes of shared memory that a warp of `nwc_decode` needs beside its threads' rings: for a chunk, and the scales of its rows.
-pub const DECODE_WARP_BYTES: usize = TILE_BYTES + CHUNK * 4;
+/// Bytes of shared memory that a warp of `nwc_decode` needs beside what it reads ahead: for a chunk.
+pub const DECODE_WARP_BYTES: usize = TILE_BYTES;
 
-/// Bytes of shared memory that a warp of `nwc_gemv` or `nwc_gemm` needs beside its threads' rings: for a chunk, and sums of some chunks for each kept
+/// Bytes of shared memory that a warp of `nwc_gemv` or `nwc_gemm` needs beside what it reads ahead: for a chunk, and sums of some chunks for each kept
 /// column of the batch.
 pub const fn product_warp_bytes(kept: usize) -> usize {
-    TILE_BYTES + chunks_together(kept) * CHUNK * kept * 4
+    TILE_BYTES + chunks_together(kept) * CHUNK * sums_apart(kept) * 4
+}
+
+/// Floats from a row's sums to the next one's: some to spare, so that threads that write pairs of sums do not meet in a bank.
+pub const fn sums_apart(kept: usize) -> usize {
+    if kept == 1 { 1 } else { kept + 8 }
 }
 
 /// Chunks whose products a block sums up together: many, so that it need not wait often, as far as their sums have room.
@@ -49,33 +60,14 @@ pub struct Header {
     pub tensor_records: u32,
     /// Number of items of all tensors.
     pub items: u32,
-    /// Where the [`ItemRecord`]s are.
-    pub item_records: u32,
     /// Zero.
-    pub spare: [u32; 2],
+    pub spare: [u32; 3],
 }
 
 impl Header {
     /// `NWCi`, little-endian.
     pub const MAGIC: u32 = 0x6943_574E;
 }
-
-/// How symbols are looked up.
-pub mod form {
-    /// Two words a slot, of the two unions: frequency << 20 | offset << 8 | index, an index in -127..=127 or [`super::ESCAPE`]. In shared
-    /// memory, with a trellis of at most 64 states that is a shift register.
-    pub const DIRECT: u32 = 0;
-    /// A byte a slot, the symbol, then two words a symbol: `start | frequency << 16` and the index of union 0. In shared memory.
-    pub const INDEXED: u32 = 1;
-    /// The same, left in global memory for want of space.
-    pub const GLOBAL: u32 = 2;
-}
-
-/// The index, as a byte, of an escape in a table of form [`form::DIRECT`].
-pub const ESCAPE: i8 = -128;
-
-/// The index of an escape in a table of the other forms.
-pub const INDEXED_ESCAPE: u32 = 0x8000_0000;
 
 /// A tensor, or a part of one that shares tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -95,55 +87,75 @@ pub struct TensorRecord {
     pub items: u32,
     /// Items that lie side by side and have the same rows: an item's number modulo this is its place.
     pub items_across: u32,
-    /// One of [`form`].
-    pub form: u32,
-    /// Where its tables are.
+    /// Where the [`ItemRecord`]s of its items are.
+    pub item_records: u32,
+    /// Where the [`LaneRecord`]s of its items are: [`LANES`] of them for each item.
+    pub lanes: u32,
+    /// Where its tables are: `table_count` of them, one behind the other, of 2^`precision` slots of four bytes.
+    ///
+    /// A slot is its symbol's frequency, a byte, the offset in the symbol's range, a byte, and the coarse values of its four weights, four bits each: the first
+    /// two's above the last two's in the two high bytes.
     pub tables: u32,
     /// Bytes of its tables, a multiple of [`UNIT`].
     pub table_bytes: u32,
-    /// Bits of a slot.
+    /// Number of its tables.
+    pub table_count: u32,
+    /// Bits of a slot's number.
     pub precision: u32,
-    /// Number of classes in its tables.
-    pub classes: u32,
-    /// 2 if tables are split by the parity of the trellis state, else 1.
-    pub unions: u32,
-    /// 1 with a trellis: an index is then twice the value and the parity of the state.
+    /// Binary logarithm of the states of the trellis, or 0 if there is none: the two lowest bits of an index follow from the path then.
     pub trellis: u32,
-    /// [`form::DIRECT`]: what the next state is combined with if the state is odd (low 16 bits) and if the value is (high 16 bits).
-    /// Otherwise where, in bytes, the table of next states begins in the tables.
-    pub taps: u32,
+    /// Low bits of an index that symbols do not tell: none, or two and more.
+    pub low_bits: u32,
+    /// Planes of an item: with a trellis, one for the path and one for each low bit above the second; otherwise one for each low bit.
+    pub planes: u32,
     /// 1 for the Hadamard synthesis.
     pub hadamard: u32,
-    /// [`form::INDEXED`]: symbols that a table has place for.
-    pub symbols: u32,
-    /// [`form::INDEXED`]: where, in bytes, the symbols' entries begin in the tables.
-    pub entries: u32,
+    /// Length of the image in units.
+    pub units: u32,
     /// Zero.
     pub spare: [u32; 2],
 }
 
+impl TensorRecord {
+    /// Number of blocks of up to `wide` items that decode it: neighbours in a row of items, so that what they write lies side by side, in blocks about equally
+    /// wide.
+    #[inline]
+    pub const fn blocks(&self, wide: u32) -> u32 {
+        if self.items == 0 { 0 } else { self.items / self.items_across * self.items_across.div_ceil(wide) }
+    }
+
+    /// Block `number` of these.
+    #[inline(always)]
+    pub const fn block(self, number: u32, wide: u32, output: u32) -> BlockRecord {
+        let in_a_row = self.items_across.div_ceil(wide);
+        let width = self.items_across.div_ceil(in_a_row);
+        let (row, first) = (number / in_a_row, number % in_a_row * width);
+        let left = self.items_across - first;
+        let items = if left < width { left } else { width };
+        BlockRecord { tensor: self, first_item: row * self.items_across + first, items, output, spare: 0 }
+    }
+}
+
 /// What kernels need to know of an item besides where it is.
 pub mod flag {
-    /// Its rows differ in class, or a weight could overflow the output, or rows are missing in its last chunk: decoded with every check.
+    /// A weight could overflow the output, or rows are missing in its last chunk, or indices do not fit a byte: every chunk is decoded with every check.
     pub const CAREFUL: u32 = 1;
-    /// It ends its tile: every lane's state must then be the bottom of its range.
-    pub const LAST: u32 = 2;
+    /// The scales of its columns are all 1.
+    pub const PLAIN_COLUMNS: u32 = 2;
 }
 
 /// Neighbouring rows of up to [`LANES`] neighbouring columns: what a warp decodes.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ItemRecord {
-    /// Where its words are: those of the first lane, then those of the second and so on.
+    /// Where its words are: [`GROUP`]s of all lanes, in the order in which lanes ask for them.
     pub words: u32,
-    /// Where its [`LaneRecord`]s are: one for each of [`LANES`] lanes, and one whose start is the end of the last lane's words.
-    pub lanes: u32,
-    /// Where the [`LANES`] [`ColumnRecord`]s of its columns are.
-    pub columns: u32,
-    /// Where the scales of its rows are: one `f32` a row, the first row's at the offset.
+    /// Where its planes are: for every 32 rows, for every plane, a word for each of [`LANES`] lanes. Row r of the first 16 has bit 2r + 1, of the others bit 2r.
+    pub planes: u32,
+    /// Where the scales of its [`LANES`] columns are, one `f32` each.
+    pub column_scales: u32,
+    /// Where the scales of its rows are: one `f32` a row, the first row's at the offset, and more up to a multiple of 32 rows.
     pub row_scales: u32,
-    /// Where the classes of its rows are: one `i32` a row.
-    pub row_classes: u32,
     /// First row, in its matrix as coded.
     pub first_row: u32,
     /// Number of rows.
@@ -160,56 +172,79 @@ pub struct ItemRecord {
     pub error: u32,
     /// The largest of its rows' scales.
     pub largest_row_scale: f32,
-    /// Where a bit for each of its chunks is: 1 if there is an escape in it.
-    pub escapes: u32,
+    /// A bit for each of its first 32 chunks: 1 if there are patches for it.
+    pub first_patched: u32,
+    /// Where such bits for all its chunks are.
+    pub patched: u32,
+    /// Where its [`Patch`]es are, by rows, with [`Patch::END`] behind the last.
+    pub patches: u32,
     /// Zero.
-    pub spare: [u32; 2],
+    pub spare: u32,
+}
+
+/// An index that symbols and planes do not give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Patch {
+    /// Row of the item times [`LANES`], and the lane.
+    pub place: u32,
+    /// The index.
+    pub index: i32,
+}
+
+impl Patch {
+    /// What comes after the last.
+    pub const END: Self = Self { place: u32::MAX, index: 0 };
 }
 
 /// A lane at an item's first row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct LaneRecord {
-    /// rANS state.
-    pub state: u32,
-    /// First of its words, among the item's, in the low 24 bits; trellis state in the high 8.
-    pub start_and_trellis: u32,
+    /// The rANS states that take turns.
+    pub states: [u32; 2],
+    /// Number of its words in the low 16 bits, then 8 bits of the path before the item, the latest lowest, then the number of its table.
+    pub rest: u32,
 }
 
 impl LaneRecord {
-    /// First of the lane's words among the item's.
+    /// Of its parts.
     #[inline]
-    pub const fn start(self) -> u32 {
-        self.start_and_trellis & 0xFF_FFFF
+    pub const fn new(states: [u32; 2], words: u16, path: u8, table: u8) -> Self {
+        Self { states, rest: words as u32 | (path as u32) << 16 | (table as u32) << 24 }
     }
 
-    /// Trellis state.
+    /// Number of the lane's words.
     #[inline]
-    pub const fn trellis(self) -> u32 {
-        self.start_and_trellis >> 24
+    pub const fn words(self) -> u32 {
+        self.rest & 0xFFFF
     }
-}
 
-/// A column of an item.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct ColumnRecord {
-    /// Its scale.
-    pub scale: f32,
-    /// Its class, counted from the first that the tables hold.
-    pub class: i32,
+    /// The path's last bits before the item, the latest lowest.
+    #[inline]
+    pub const fn path(self) -> u32 {
+        self.rest >> 16 & 0xFF
+    }
+
+    /// Number of the lane's table.
+    #[inline]
+    pub const fn table(self) -> u32 {
+        self.rest >> 24
+    }
 }
 
 /// What a block of threads decodes: neighbouring items of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct BlockRecord {
-    /// Number of the tensor in the image.
-    pub tensor: u32,
-    /// The first item.
+    /// The tensor, so that a block need not look for it.
+    pub tensor: TensorRecord,
+    /// The first item, among the tensor's.
     pub first_item: u32,
     /// Number of items.
     pub items: u32,
     /// Number of the output.
     pub output: u32,
+    /// Zero.
+    pub spare: u32,
 }

@@ -1,41 +1,29 @@
-//! Conversions that the compiler must see through.
+//! Moves of bits that the compiler must see through.
 
-/// The low byte, as a signed number.
+/// Byte `number` of four. `number` is below 4.
 #[inline(always)]
-pub const fn low_i8(word: u32) -> i8 {
-    word as i8
-}
-
-/// The low 16 bits, as a signed number.
-#[inline(always)]
-pub const fn sign_extend_16(word: u32) -> i32 {
-    word as u16 as i16 as i32
-}
-
-/// Byte `number` of four, in the low bits; what the others hold does not matter. `number` is below 4.
-#[inline(always)]
-pub fn byte_of(bytes: u32, number: u32) -> u32 {
+pub fn byte(word: u32, number: u32) -> u32 {
     #[cfg(target_arch = "nvptx64")]
-    return crate::device::intrinsics::prmt(bytes, bytes, number);
+    return crate::device::intrinsics::prmt(word, 0, 0x4440 | number);
     #[cfg(not(target_arch = "nvptx64"))]
-    return bytes >> (8 * number);
+    return word >> (8 * number) & 0xFF;
 }
 
-/// Bits of `one` where the mask has ones, of `other` elsewhere.
+/// Byte `NUMBER` of four as a signed number.
 #[inline(always)]
-pub fn select(mask: u32, one: u32, other: u32) -> u32 {
-    // The compiler takes this apart, and the assembler does not put it together again.
+pub fn signed_byte<const NUMBER: u32>(word: u32) -> i32 {
+    // A selector with its bit 3 set gives a byte's sign, eight times.
     #[cfg(target_arch = "nvptx64")]
-    return crate::device::intrinsics::lop3::<0xCA>(mask, one, other);
+    return crate::device::intrinsics::prmt(word, 0, 0x8880 | 0x1111 * NUMBER).cast_signed();
     #[cfg(not(target_arch = "nvptx64"))]
-    return (one & mask) | (other & !mask);
+    return i32::from((word >> (8 * NUMBER)) as i8);
 }
 
-/// `(a ^ b) & mask`.
+/// A word shifted up by 1 to 31 bits, with the highest bits of the word before behind it.
 #[inline(always)]
-pub fn xor_and(a: u32, b: u32, mask: u32) -> u32 {
+pub fn delayed(word: u32, before: u32, bits: u32) -> u32 {
     #[cfg(target_arch = "nvptx64")]
-    return crate::device::intrinsics::lop3::<0x28>(a, b, mask);
+    return crate::device::intrinsics::funnel_shift(before, word, bits);
     #[cfg(not(target_arch = "nvptx64"))]
-    return (a ^ b) & mask;
+    return word << bits | before >> (32 - bits);
 }

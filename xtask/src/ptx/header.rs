@@ -12,27 +12,25 @@ const SOURCES: [&str; 2] =
     ["nwc-decode-cuda/kernels/src/layout.rs", "nwc-decode-cuda/kernels/src/device/view.rs"];
 
 /// What is declared, and its name in C, which has no modules.
-const NAMES: [(&str, &str); 22] = [
+const NAMES: [(&str, &str); 20] = [
     ("UNIT", "NWC_UNIT"),
     ("LANES", "NWC_LANES"),
     ("CHUNK", "NWC_CHUNK"),
+    ("GROUP", "NWC_GROUP"),
     ("RING_BYTES", "NWC_RING_BYTES"),
+    ("AHEAD_BYTES", "NWC_AHEAD_BYTES"),
     ("MAGIC", "NWC_MAGIC"),
-    ("DIRECT", "NWC_FORM_DIRECT"),
-    ("INDEXED", "NWC_FORM_INDEXED"),
-    ("GLOBAL", "NWC_FORM_GLOBAL"),
-    ("ESCAPE", "NWC_ESCAPE"),
-    ("INDEXED_ESCAPE", "NWC_INDEXED_ESCAPE"),
     ("CAREFUL", "NWC_FLAG_CAREFUL"),
-    ("LAST", "NWC_FLAG_LAST"),
     ("Header", "NwcHeader"),
     ("TensorRecord", "NwcTensorRecord"),
     ("ItemRecord", "NwcItemRecord"),
     ("LaneRecord", "NwcLaneRecord"),
-    ("ColumnRecord", "NwcColumnRecord"),
+    ("Patch", "NwcPatch"),
     ("BlockRecord", "NwcBlockRecord"),
     ("Tensor", "NwcTensor"),
     ("Item", "NwcItem"),
+    ("WalkState", "NwcWalkState"),
+    ("RingParts", "NwcRingParts"),
     ("Rows", "NwcRows"),
     ("Pairs", "NwcPairs"),
 ];
@@ -102,7 +100,7 @@ mod tests {
 
     #[test]
     fn links_become_names_of_c() {
-        let rust = "One of [`form`], say [`form::DIRECT`], in a [`TensorRecord`]: `x`.";
-        assert_eq!(without_links(rust), "One of NWC_FORM_*, say NWC_FORM_DIRECT, in a NwcTensorRecord: `x`.");
+        let rust = "Some of [`flag`], say [`flag::CAREFUL`], in a [`TensorRecord`]: `x`.";
+        assert_eq!(without_links(rust), "Some of NWC_FLAG_*, say NWC_FLAG_CAREFUL, in a NwcTensorRecord: `x`.");
     }
 }

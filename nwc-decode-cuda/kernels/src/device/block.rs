@@ -1,9 +1,8 @@
 //! What all kernels do first: tables into shared memory, and a warp for each item.
 
-use super::intrinsics::{block, shared_base, sync_block, thread, threads};
+use super::intrinsics::{shared_base, thread, threads};
 use super::item::{Image, Place, first_code, stage};
-use super::ring::RING_BYTES;
-use crate::layout::{BlockRecord, Header, LANES, TensorRecord};
+use crate::layout::{AHEAD_BYTES, BlockRecord, LANES};
 
 /// Threads of a warp.
 const WARP: u32 = LANES as u32;
@@ -12,32 +11,25 @@ const WARP: u32 = LANES as u32;
 pub(crate) struct Block {
     pub(crate) record: BlockRecord,
     image: Image,
-    header: Header,
-    pub(crate) tensor: TensorRecord,
     /// The kernel's own shared memory.
     pub(crate) own: u32,
     tables: u32,
 }
 
 impl Block {
-    /// Copies tables to shared memory. The block's shared memory has first the rings, then `own` bytes, a multiple of 16, for the kernel, then tables.
+    /// Begins to copy tables to shared memory: they are there when all threads' copies have arrived. The block's shared memory has first what warps read ahead, then `own`
+    /// bytes, a multiple of 16, for the kernel, then tables.
     ///
     /// # Safety
     /// As the kernels'.
     #[inline(always)]
-    pub(crate) unsafe fn enter(image: *const u8, blocks: *const BlockRecord, own: u32) -> Self {
+    pub(crate) unsafe fn enter(image: *const u8, record: BlockRecord, own: u32) -> Self {
         let image = Image(image);
-        // SAFETY: by the caller.
-        let (record, (header, tensor)) = unsafe {
-            let record = blocks.add(block() as usize).read();
-            (record, image.tensor(record.tensor))
-        };
-        let own_at = shared_base() + threads() * RING_BYTES;
+        let own_at = shared_base() + Self::warps() * AHEAD_BYTES as u32;
         let tables = own_at + own;
         // SAFETY: the launch has shared memory for the tables.
-        unsafe { stage(image, &tensor, tables, thread(), threads()) };
-        sync_block();
-        Self { record, image, header, tensor, own: own_at, tables }
+        unsafe { stage(image, &record.tensor, tables, thread(), threads()) };
+        Self { record, image, own: own_at, tables }
     }
 
     /// The warp's number in its block.
@@ -58,17 +50,10 @@ impl Block {
     /// There is such an item.
     #[inline(always)]
     pub(crate) unsafe fn place(&self, number: u32) -> Place {
+        let ahead = shared_base() + Self::warp() * AHEAD_BYTES as u32;
+        let number = self.record.first_item + number;
         // SAFETY: by the caller.
-        let item = unsafe { self.image.read(self.header.item_records, self.record.first_item + number) };
-        Place {
-            image: self.image,
-            units: self.header.units,
-            tensor: self.tensor,
-            item,
-            lane: thread() % WARP,
-            ring: shared_base() + thread() * RING_BYTES,
-            tables: self.tables,
-        }
+        unsafe { Place::new(self.image, &self.record.tensor, number, thread() % WARP, ahead, self.tables) }
     }
 
     /// Writes an item's status: the code of its first lane that has one.
@@ -79,8 +64,9 @@ impl Block {
     pub(crate) unsafe fn report(&self, status: *mut u32, number: u32, place: &Place, code: u32) {
         let code = first_code(place, code);
         if place.lane == 0 {
+            let item = self.record.tensor.first_item + self.record.first_item + number;
             // SAFETY: by the caller.
-            unsafe { status.add((self.record.first_item + number) as usize).write(code) };
+            unsafe { status.add(item as usize).write(code) };
         }
     }
 }

@@ -4,12 +4,12 @@ use nwc_decode_core::DType;
 
 use super::block::Block;
 use super::intrinsics::{
-    load_matrices, load_shared_4, pack_bf16, pack_f16, store_global, store_global_4, store_global_16,
-    store_shared_4, store_shared_f32, sync_warp,
+    block, bytes_to_f32, commit_and_wait, load_matrices, pack_bf16, pack_f16, store_global, store_global_4,
+    store_global_16, store_shared_4, sync_block, sync_warp,
 };
-use super::item::{Place, Sink, decode};
-use crate::lane::{rows, weight};
-use crate::layout::{self, BlockRecord, CHUNK, ColumnRecord, LANES, TILE_BYTES};
+use super::item::{Place, Sink, Walk, decode, weights};
+use crate::lane::{Bytes, rows, unit_bits};
+use crate::layout::{self, BlockRecord, CHUNK, LANES, TILE_BYTES, flag};
 
 /// Decodes items into tensors in the memory of the device. The grid has a block for each of `blocks`; each block has a multiple of 32 threads, and shared memory for
 /// its threads' rings and the largest tables of its tensors. A block has a warp for each of its items.
@@ -28,16 +28,19 @@ pub unsafe extern "ptx-kernel" fn nwc_decode(
 ) {
     // SAFETY: by the caller.
     unsafe {
-        let block = Block::enter(image, blocks, Block::warps() * WARP_BYTES);
+        let record = blocks.add(block() as usize).read();
+        let block = Block::enter(image, record, Block::warps() * WARP_BYTES);
         let output = outputs.add(block.record.output as usize).read();
         let number = Block::warp();
+        let place = block.place(number.min(block.record.items - 1));
+        let walk = Walk::new(&place);
+        let tile = block.own + number * WARP_BYTES;
+        let mut writer = Writer::new(&place, place.column_scale(), output, dtype, tile);
+        commit_and_wait::<0>();
+        sync_block();
         if number < block.record.items {
-            let place = block.place(number);
-            let column: ColumnRecord = place.image.read(place.item.columns, place.lane);
-            let tile = block.own + number * WARP_BYTES;
-            let mut writer = Writer::new(&place, column, output, dtype, tile);
             let code = if place.item.error == 0 {
-                decode(&place, column, false, &mut writer)
+                decode(&place, walk, false, &mut writer)
             } else {
                 place.item.error
             };
@@ -137,17 +140,15 @@ struct Writer {
     stride: usize,
     /// The column's scale.
     scale: f32,
-    /// What a unit of a latent is.
-    unit: f32,
     /// The code of the output's type.
     dtype: u32,
+    /// True if the scales of all columns are 1.
+    plain: bool,
     /// False for lanes beside the matrix.
     active: bool,
     along: Along,
-    /// Shared memory of the warp: for a chunk, and behind it for the scales of its rows.
+    /// Shared memory of the warp for a chunk.
     tile: u32,
-    /// Scale of the next chunk's row whose number in the chunk is the lane's, modulo 16.
-    row_scale: f32,
 }
 
 /// How a lane's weights lie in the tensor.
@@ -163,7 +164,7 @@ enum Along {
 
 impl Writer {
     #[inline(always)]
-    fn new(place: &Place, column: ColumnRecord, output: *mut u8, dtype: u32, tile: u32) -> Self {
+    fn new(place: &Place, scale: f32, output: *mut u8, dtype: u32, tile: u32) -> Self {
         let (tensor, item) = (&place.tensor, &place.item);
         let row = item.first_row as usize;
         let col = (item.first_column + place.lane) as usize;
@@ -191,18 +192,33 @@ impl Writer {
                 out
             },
             stride: stride * bytes,
-            scale: column.scale,
-            unit: if tensor.hadamard != 0 { 0.25 } else { 1.0 },
+            scale,
             dtype,
+            plain: item.flags & flag::PLAIN_COLUMNS != 0,
             active: place.lane < item.columns_here,
             along,
             tile,
-            row_scale: 0.0,
         }
     }
 
     /// # Safety
     /// The weights' places are within the tensor.
+    #[inline(always)]
+    unsafe fn write_as_dtype<const CAREFUL: bool>(&self, place: &Place, row: u32, values: [f32; CHUNK]) {
+        // SAFETY: by the caller.
+        unsafe {
+            if self.dtype == DType::F32 as u32 {
+                self.write::<F32, CAREFUL>(place, row, values);
+            } else if self.dtype == DType::F16 as u32 {
+                self.write::<F16, CAREFUL>(place, row, values);
+            } else {
+                self.write::<Bf16, CAREFUL>(place, row, values);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`write_as_dtype`](Self::write_as_dtype).
     #[inline(always)]
     unsafe fn write<T: Format, const CAREFUL: bool>(&self, place: &Place, row: u32, values: [f32; CHUNK]) {
         let values = rows!(ROW => if CAREFUL { values[ROW].clamp(-T::MAX, T::MAX) } else { values[ROW] });
@@ -254,34 +270,24 @@ impl Writer {
 
 impl Sink for Writer {
     #[inline(always)]
-    fn prepare(&mut self, place: &Place, row: u32) {
-        // SAFETY: row scales lie in memory for whole chunks, and items begin at whole ones.
-        self.row_scale = unsafe { place.image.read(place.item.row_scales, row + place.lane % CHUNK as u32) };
+    fn chunk<const CAREFUL: bool>(&mut self, place: &Place, row: u32, latents: [i32; CHUNK]) {
+        let values = weights::<CAREFUL>(place, self.scale, row, latents);
+        // SAFETY: lanes beside the matrix write nothing.
+        unsafe { self.write_as_dtype::<CAREFUL>(place, row, values) };
     }
 
     #[inline(always)]
-    fn chunk<const CAREFUL: bool>(&mut self, place: &Place, row: u32, latents: [i32; CHUNK]) {
-        let (scale, unit) = if CAREFUL { (self.scale, self.unit) } else { (self.scale * self.unit, 1.0) };
-        let at = self.tile + TILE_BYTES as u32;
-        // SAFETY: the warp's own shared memory.
-        let scales = unsafe {
-            sync_warp(); // the scales of the chunk before have been read
-            if place.lane < CHUNK as u32 {
-                store_shared_f32(at + place.lane * 4, self.row_scale);
-            }
-            sync_warp();
-            [load_shared_4(at), load_shared_4(at + 16), load_shared_4(at + 32), load_shared_4(at + 48)]
+    fn bytes(&mut self, place: &Place, row: u32, indices: Bytes) {
+        let unit_bits = unit_bits(place.tensor.low_bits);
+        let indices = indices.map(|four| bytes_to_f32(four, unit_bits));
+        let scales = place.row_scales(row);
+        let (index, scale) = (|row: usize| indices[row % 4][row / 4], |row: usize| scales[row / 4][row % 4]);
+        let values = if self.plain {
+            rows!(ROW => index(ROW) * scale(ROW))
+        } else {
+            rows!(ROW => index(ROW) * (scale(ROW) * self.scale))
         };
-        let values = rows!(ROW => weight::<CAREFUL>(latents[ROW], unit, scales[ROW / 4][ROW % 4], scale));
-        // SAFETY: lanes beside the matrix write nothing.
-        unsafe {
-            if self.dtype == DType::F32 as u32 {
-                self.write::<F32, CAREFUL>(place, row, values);
-            } else if self.dtype == DType::F16 as u32 {
-                self.write::<F16, CAREFUL>(place, row, values);
-            } else {
-                self.write::<Bf16, CAREFUL>(place, row, values);
-            }
-        }
+        // SAFETY: as above.
+        unsafe { self.write_as_dtype::<false>(place, row, values) };
     }
 }

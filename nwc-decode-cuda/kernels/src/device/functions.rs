@@ -4,11 +4,11 @@
 use nwc_decode_core::Error;
 
 use super::intrinsics::{commit_and_wait, lane, pack_bf16, pack_f16, shared};
-use super::item::{Image, Job, Place, Walk, class, first_code, is_careful, stage, weights, with_symbols};
-use super::ring::{RING_BYTES, Ring};
+use super::item::{Image, Place, Walk, first_code, is_careful, stage, weights};
+use super::ring::RING_BYTES;
 use super::view::{Item, Pairs, Rows, Tensor};
-use crate::lane::{Lane, Symbols, rows};
-use crate::layout::{CHUNK, ColumnRecord, Header, ItemRecord};
+use crate::lane::{self, rows};
+use crate::layout::{CHUNK, Header, ItemRecord, LANES, UNIT};
 
 /// Finds a tensor.
 ///
@@ -26,9 +26,7 @@ pub unsafe extern "C" fn nwc_open(tensor: *mut Tensor, image: *const u8, number:
         if number >= header.tensors {
             return Error::Index.code().into();
         }
-        let record = image.read(header.tensor_records, number);
-        let (units, item_records) = (header.units, header.item_records);
-        tensor.write(Tensor { record, image: image.0, units, item_records });
+        tensor.write(Tensor { record: image.read(header.tensor_records, number), image: image.0 });
     }
     0
 }
@@ -41,56 +39,58 @@ pub unsafe extern "C" fn nwc_open(tensor: *mut Tensor, image: *const u8, number:
 pub unsafe extern "C" fn nwc_stage(tensor: *const Tensor, tables: *mut u8, thread: u32, threads: u32) {
     // SAFETY: by the caller.
     unsafe {
-        let Tensor { record, image, .. } = *tensor;
+        let Tensor { record, image } = *tensor;
         stage(Image(image), &record, shared(tables), thread, threads);
     }
+    commit_and_wait::<0>();
 }
 
 /// Goes to an item's first row.
 ///
 /// # Safety
-/// `tensor` is open and stays where it is; its tables are in `tables`, seen by this thread; `rings` is shared memory of the warp alone, `RING_BYTES` a thread, at a
-/// multiple of them.
+/// `tensor` is open and stays where it is; its tables are in `tables`, seen by this thread; `ahead` is shared memory of the warp alone, `AHEAD_BYTES`, at a
+/// multiple of `RING_BYTES`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nwc_begin(
     item: *mut Item,
     tensor: *const Tensor,
     tables: *const u8,
     number: u32,
-    rings: *mut u8,
+    ahead: *mut u8,
 ) -> u32 {
     let lane = lane();
     let nothing: ItemRecord = bytemuck::Zeroable::zeroed();
     let mut begun = Item {
         record: ItemRecord { error: Error::Index.code().into(), ..nothing },
-        column: ColumnRecord { scale: 0.0, class: 0 },
+        column_scale: 0.0,
         row: 0,
         lane,
         tensor,
-        x: 0,
-        trellis: 0,
-        first_class: 0,
-        ring_parts: [0; 2],
-        ring: shared(rings) + lane * RING_BYTES,
+        start: bytemuck::Zeroable::zeroed(),
+        walk: bytemuck::Zeroable::zeroed(),
+        ring_parts: bytemuck::Zeroable::zeroed(),
+        item_record: 0,
+        ahead: shared(ahead),
         tables: shared(tables),
     };
     // SAFETY: by the caller.
     unsafe {
-        let Tensor { record, image, item_records, .. } = *tensor;
+        let Tensor { record, image } = *tensor;
         if number < record.items {
-            begun.record = Image(image).read(item_records, record.first_item + number);
+            begun.item_record = record.item_records + number * (size_of::<ItemRecord>() / UNIT) as u32;
+            begun.record = Image(image).read(begun.item_record, 0);
         }
-        if !begun.ring.is_multiple_of(RING_BYTES) {
+        if !begun.ahead.is_multiple_of(RING_BYTES) {
             begun.record.error = Error::Scratch.code().into();
         }
         if begun.record.error == 0 {
-            begun.column = Image(image).read(begun.record.columns, lane);
-            if lane >= begun.record.columns_here {
-                begun.column.scale = 0.0;
-            }
+            begun.start = Image(image).read(record.lanes, number * LANES as u32 + lane);
             let place = begun.place();
-            begun.first_class = class(&place, begun.column, 0);
+            if lane < begun.record.columns_here {
+                begun.column_scale = place.column_scale();
+            }
             begun.keep(&Walk::new(&place));
+            commit_and_wait::<0>();
         }
         item.write(begun);
     }
@@ -144,7 +144,7 @@ pub unsafe extern "C" fn nwc_end(item: *const Item) -> u32 {
             return item.record.error;
         }
         let place = item.place();
-        first_code(&place, item.walk(&place).finish(&place))
+        first_code(&place, item.walk(&place).finish())
     }
 }
 
@@ -154,15 +154,18 @@ impl Item {
     #[inline(always)]
     unsafe fn place(&self) -> Place {
         // SAFETY: by the caller.
-        let tensor = unsafe { *self.tensor };
-        Place {
-            image: Image(tensor.image),
-            units: tensor.units,
-            tensor: tensor.record,
-            item: self.record,
-            lane: self.lane,
-            ring: self.ring,
-            tables: self.tables,
+        unsafe {
+            let Tensor { record, image } = *self.tensor;
+            Place {
+                image: Image(image),
+                tensor: record,
+                item: self.record,
+                item_record: self.item_record,
+                record: self.start,
+                lane: self.lane,
+                ahead: self.ahead,
+                tables: self.tables,
+            }
         }
     }
 
@@ -171,15 +174,12 @@ impl Item {
     #[inline(always)]
     unsafe fn walk(&self, place: &Place) -> Walk {
         // SAFETY: by the caller.
-        let words =
-            unsafe { Ring::resume(self.ring_parts, self.ring, Walk::source(place), Walk::last(place)) };
-        Walk { lane: Lane { x: self.x, trellis: self.trellis }, words }
+        unsafe { Walk::resume(place, (self.walk, self.ring_parts)) }
     }
 
     #[inline(always)]
     fn keep(&mut self, walk: &Walk) {
-        (self.x, self.trellis) = (walk.lane.x, walk.lane.trellis);
-        self.ring_parts = walk.words.parts();
+        (self.walk, self.ring_parts) = walk.parts();
     }
 }
 
@@ -199,37 +199,21 @@ unsafe fn next(item: *mut Item, most: f32) -> [f32; CHUNK] {
         }
         let place = item.place();
         let mut walk = item.walk(&place);
-        let values = with_symbols(&place, Chunk { place: &place, walk: &mut walk, item, most });
+        let bytes = walk.chunk::<false>(&place, item.row, item.row / CHUNK as u32 % 2 != 0);
+        let values = if is_careful(&place, item.row) {
+            let latents = walk.careful(&place, item.row, bytes);
+            let values = weights::<true>(&place, item.column_scale, item.row, latents);
+            rows!(ROW => values[ROW].clamp(-most, most))
+        } else {
+            let latents = lane::synthesise(
+                lane::by_rows(bytes, place.tensor.low_bits),
+                place.tensor.hadamard != 0,
+                CHUNK as u32,
+            );
+            weights::<false>(&place, item.column_scale, item.row, latents)
+        };
         item.keep(&walk);
         item.row += CHUNK as u32;
         values
-    }
-}
-
-struct Chunk<'a> {
-    place: &'a Place,
-    walk: &'a mut Walk,
-    item: &'a Item,
-    most: f32,
-}
-
-impl Job for Chunk<'_> {
-    type Done = [f32; CHUNK];
-
-    #[inline(always)]
-    unsafe fn run<const CAREFUL: bool>(self, symbols: &impl Symbols) -> [f32; CHUNK] {
-        let Self { place, walk, item: &Item { column, row, first_class, .. }, most } = self;
-        // SAFETY: by the caller.
-        unsafe {
-            let class = symbols.class(first_class);
-            if CAREFUL || is_careful(place, row) {
-                let latents = walk.chunk::<true>(place, column, symbols, class, row);
-                let values = weights::<true>(place, column.scale, row, latents);
-                rows!(ROW => values[ROW].clamp(-most, most))
-            } else {
-                let latents = walk.chunk::<false>(place, column, symbols, class, row);
-                weights::<false>(place, column.scale, row, latents)
-            }
-        }
     }
 }

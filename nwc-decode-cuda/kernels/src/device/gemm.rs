@@ -5,12 +5,13 @@
 
 use super::block::Block;
 use super::intrinsics::{
-    add_global, f16_to_f32, load_matrices, multiply_add, pack_f16, shuffle, store_shared_4, store_shared_f32,
-    sync_block, sync_warp, thread, threads,
+    add_global, block, bytes_to_f16, commit_and_wait, f16_to_f32, load_matrices, load_shared, multiply_add,
+    pack_f16, shuffle, store_shared_2, store_shared_4, store_shared_f32, sync_block, sync_warp, thread,
+    threads,
 };
-use super::item::{Place, Sink, decode};
-use crate::lane::rows;
-use crate::layout::{self, BlockRecord, CHUNK, ColumnRecord, LANES};
+use super::item::{Place, Sink, Walk, decode};
+use crate::lane::{Bytes, rows, unit_bits};
+use crate::layout::{self, CHUNK, LANES, TensorRecord};
 
 /// Bytes of shared memory that a warp turns a chunk around in.
 const TILE_BYTES: u32 = layout::TILE_BYTES as u32;
@@ -19,20 +20,39 @@ const HALF_TILE: u32 = TILE_BYTES / 2;
 
 /// y = W x for one x: `x` [in] as F16, `y` [out] as F32, to which the product is added.
 ///
-/// The grid and its shared memory as for `nwc_decode`, with [`layout::product_warp_bytes`] for each warp; blocks hold items that have the same rows.
+/// `tensor` is one of the image's, a single matrix, not transposed, and comes as an argument so that no block need look for it; the grid has the blocks that
+/// [`TensorRecord::block`] counts, of at most `wide` items. Their shared memory is as for `nwc_decode`, with [`layout::product_warp_bytes`] for each warp.
 ///
 /// # Safety
-/// `image` is an image; every block names items of one of its tensors, a single matrix, of which `x` and `y` have the lengths.
+/// `image` is an image, which has the tensor; `x` and `y` have the lengths.
 #[unsafe(no_mangle)]
 pub unsafe extern "ptx-kernel" fn nwc_gemv(
     image: *const u8,
-    blocks: *const BlockRecord,
+    tensor: TensorRecord,
+    wide: u32,
     x: *const u16,
     y: *mut f32,
     status: *mut u32,
 ) {
     // SAFETY: by the caller.
-    unsafe { product::<1, 1>(image, blocks, x, 1, y, status) }
+    unsafe { product::<1, 1, false>(image, tensor, wide, x, 1, y, status) }
+}
+
+/// As [`nwc_gemv`] for a transposed tensor.
+///
+/// # Safety
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn nwc_gemv_transposed(
+    image: *const u8,
+    tensor: TensorRecord,
+    wide: u32,
+    x: *const u16,
+    y: *mut f32,
+    status: *mut u32,
+) {
+    // SAFETY: by the caller.
+    unsafe { product::<1, 1, true>(image, tensor, wide, x, 1, y, status) }
 }
 
 /// Y = X W^T for up to 16 rows: `x` [batch, in] as F16, `y` [batch, out] as F32, to which the product is added. Otherwise as [`nwc_gemv`].
@@ -42,21 +62,41 @@ pub unsafe extern "ptx-kernel" fn nwc_gemv(
 #[unsafe(no_mangle)]
 pub unsafe extern "ptx-kernel" fn nwc_gemm(
     image: *const u8,
-    blocks: *const BlockRecord,
+    tensor: TensorRecord,
+    wide: u32,
     x: *const u16,
     batch: u32,
     y: *mut f32,
     status: *mut u32,
 ) {
     // SAFETY: by the caller.
-    unsafe { product::<2, 16>(image, blocks, x, batch, y, status) }
+    unsafe { product::<2, 16, false>(image, tensor, wide, x, batch, y, status) }
+}
+
+/// As [`nwc_gemm`] for a transposed tensor.
+///
+/// # Safety
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn nwc_gemm_transposed(
+    image: *const u8,
+    tensor: TensorRecord,
+    wide: u32,
+    x: *const u16,
+    batch: u32,
+    y: *mut f32,
+    status: *mut u32,
+) {
+    // SAFETY: by the caller.
+    unsafe { product::<2, 16, true>(image, tensor, wide, x, batch, y, status) }
 }
 
 /// `TILES` matrices of 8 columns hold the batch, of which `KEPT` columns are of use.
 #[inline(always)]
-unsafe fn product<const TILES: usize, const KEPT: u32>(
+unsafe fn product<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool>(
     image: *const u8,
-    blocks: *const BlockRecord,
+    tensor: TensorRecord,
+    wide: u32,
     x: *const u16,
     batch: u32,
     y: *mut f32,
@@ -65,12 +105,14 @@ unsafe fn product<const TILES: usize, const KEPT: u32>(
     let sums_bytes = layout::product_warp_bytes(KEPT as usize) as u32 - TILE_BYTES;
     // SAFETY: by the caller.
     unsafe {
-        let block = Block::enter(image, blocks, Block::warps() * (TILE_BYTES + sums_bytes));
+        let record = tensor.block(block(), wide, 0);
+        let block = Block::enter(image, record, Block::warps() * (TILE_BYTES + sums_bytes));
         let warp = Block::warp();
         let number = warp.min(block.record.items - 1);
         let place = block.place(number);
-        let column: ColumnRecord = place.image.read(place.item.columns, place.lane);
-        let mut product = Product::<TILES, KEPT> {
+        let walk = Walk::new(&place);
+        let scale = place.column_scale();
+        let mut product = Product::<TILES, KEPT, TRANSPOSED> {
             x,
             batch,
             y,
@@ -82,11 +124,13 @@ unsafe fn product<const TILES: usize, const KEPT: u32>(
             totals: [[[0.0; 4]; 2]; TILES],
             scale: 1.0,
         };
-        product.load_columns(&place, column);
+        product.load_columns(&place, scale);
         let idle = warp >= block.record.items;
-        let code = decode(&place, column, idle, &mut product);
+        commit_and_wait::<0>();
+        sync_block();
+        let code = decode(&place, walk, idle, &mut product);
         if !idle {
-            product.finish(&place, column);
+            product.finish(&place, scale);
             block.report(status, number, &place, code);
         }
     }
@@ -103,13 +147,13 @@ fn largest(mut value: f32) -> f32 {
     if value > 0.0 { value } else { 1.0 }
 }
 
-struct Product<const TILES: usize, const KEPT: u32> {
+struct Product<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> {
     x: *const u16,
     batch: u32,
     y: *mut f32,
     /// Shared memory of the warp for a chunk.
     tile: u32,
-    /// Shared memory of the warp for sums, [chunk][row][column of the batch].
+    /// Shared memory of the warp for sums, [chunk][place of a row in the tile][column of the batch].
     sums: u32,
     /// That of the block's first warp.
     all_sums: u32,
@@ -122,10 +166,18 @@ struct Product<const TILES: usize, const KEPT: u32> {
     scale: f32,
 }
 
+/// The row of a chunk that lies at a place of a column in the tile.
+#[inline(always)]
+const fn row_at(place: u32) -> u32 {
+    place % 4 * 4 + place / 4
+}
+
 /// What careful items' latents are multiplied by, so that the largest, 2^20, becomes finite in binary16; the small ones stay exact.
 const CAREFUL_UNIT: f32 = 1.0 / 32.0;
 
-impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
+impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Product<TILES, KEPT, TRANSPOSED> {
+    /// Floats from a row's sums to the next one's.
+    const APART: u32 = layout::sums_apart(KEPT as usize) as u32;
     /// Chunks whose products the block sums up together.
     const TOGETHER: u32 = layout::chunks_together(KEPT as usize) as u32;
 
@@ -144,12 +196,12 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
     }
 
     #[inline(always)]
-    unsafe fn load_columns(&mut self, place: &Place, column: ColumnRecord) {
-        if place.tensor.transposed != 0 {
+    unsafe fn load_columns(&mut self, place: &Place, column_scale: f32) {
+        if TRANSPOSED {
             return;
         }
-        self.scale = largest(if place.lane < place.item.columns_here { column.scale } else { 0.0 });
-        let share = (column.scale / self.scale).to_bits();
+        self.scale = largest(if place.lane < place.item.columns_here { column_scale } else { 0.0 });
+        let share = (column_scale / self.scale).to_bits();
         for tile in 0..TILES {
             for part in 0..2 {
                 for half in 0..2 {
@@ -193,16 +245,17 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
         sync_block();
         let first = row - chunk * CHUNK as u32;
         let count = (chunk + 1) * CHUNK as u32 * KEPT;
-        let warp_bytes = Self::TOGETHER * CHUNK as u32 * KEPT * 4;
+        let warp_bytes = Self::TOGETHER * CHUNK as u32 * Self::APART * 4;
         let mut at = thread();
         while at < count {
-            let (row, n) = (first + at / KEPT, at % KEPT);
+            let (place_of_row, n) = (at / KEPT, at % KEPT);
+            let row =
+                first + place_of_row / CHUNK as u32 * CHUNK as u32 + row_at(place_of_row % CHUNK as u32);
+            let from = self.all_sums + (place_of_row * Self::APART + n) * 4;
             let mut sum = 0.0;
             for warp in 0..self.items {
                 // SAFETY: the block's own shared memory.
-                sum += unsafe {
-                    f32::from_bits(super::intrinsics::load_shared(self.all_sums + warp * warp_bytes + at * 4))
-                };
+                sum += unsafe { f32::from_bits(load_shared(from + warp * warp_bytes)) };
             }
             if row < place.item.rows && n < self.batch {
                 // SAFETY: a scale for each row; y has an element for each row and column of the batch.
@@ -215,6 +268,24 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
             at += threads();
         }
         sync_block();
+    }
+
+    /// Multiplies a chunk with x: in word (g, h), its rows g + 8h and g + 8h + 4.
+    #[inline(always)]
+    fn multiply(&mut self, place: &Place, row: u32, [a, b, c, d]: [[u32; 2]; 4], unit: f32) {
+        let at = self.tile + place.lane * 16;
+        // SAFETY: the warp's own shared memory.
+        unsafe {
+            store_shared_4(at, [a[0], a[1], b[0], b[1]]);
+            store_shared_4(at + HALF_TILE, [c[0], c[1], d[0], d[1]]);
+        }
+        sync_warp();
+        if TRANSPOSED {
+            self.by_rows(place, row, unit);
+        } else {
+            self.by_columns(place, row, unit);
+        }
+        sync_warp();
     }
 
     /// Multiplies with x by columns, and keeps the sums.
@@ -233,13 +304,18 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
         let chunk = row / CHUNK as u32 % Self::TOGETHER;
         let scale = self.scale * unit;
         for tile in 0..TILES {
-            for i in 0..4 {
-                let r = place.lane / 4 + i as u32 / 2 * 8;
-                let n = tile as u32 * 8 + place.lane % 4 * 2 + i as u32 % 2;
-                if n < KEPT {
-                    let at = self.sums + ((chunk * CHUNK as u32 + r) * KEPT + n) * 4;
-                    // SAFETY: the warp's own shared memory.
-                    unsafe { store_shared_f32(at, sums[tile][i] * scale) };
+            for half in 0..2 {
+                let at = chunk * CHUNK as u32 + place.lane / 4 + half as u32 * 8;
+                let n = tile as u32 * 8 + place.lane % 4 * 2;
+                let at = self.sums + (at * Self::APART + n) * 4;
+                let pair = [sums[tile][2 * half] * scale, sums[tile][2 * half + 1] * scale];
+                // SAFETY: the warp's own shared memory.
+                unsafe {
+                    if KEPT > 1 {
+                        store_shared_2(at, pair);
+                    } else if n == 0 {
+                        store_shared_f32(at, pair[0]);
+                    }
                 }
             }
         }
@@ -257,14 +333,16 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
         }
         for tile in 0..TILES {
             let n = 8 * tile as u32 + place.lane / 4;
-            let first = row + place.lane % 4 * 2;
-            // SAFETY: by the caller of the kernel.
-            let b = unsafe {
-                [
-                    pack_f16(self.of_row(place, n, first, unit), self.of_row(place, n, first + 1, unit)),
-                    pack_f16(self.of_row(place, n, first + 8, unit), self.of_row(place, n, first + 9, unit)),
-                ]
-            };
+            let b = [0, 8].map(|half| {
+                let at = place.lane % 4 * 2 + half;
+                // SAFETY: by the caller of the kernel.
+                unsafe {
+                    pack_f16(
+                        self.of_row(place, n, row + row_at(at), unit),
+                        self.of_row(place, n, row + row_at(at + 1), unit),
+                    )
+                }
+            });
             for part in 0..2 {
                 multiply_add(&mut self.totals[tile][part], a[part], b);
             }
@@ -287,11 +365,11 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
 
     /// Adds the totals to y.
     #[inline(always)]
-    unsafe fn finish(&self, place: &Place, column: ColumnRecord) {
-        if place.tensor.transposed == 0 {
+    unsafe fn finish(&self, place: &Place, column_scale: f32) {
+        if !TRANSPOSED {
             return;
         }
-        let scale = (column.scale * place.item.largest_row_scale).to_bits();
+        let scale = (column_scale * place.item.largest_row_scale).to_bits();
         for tile in 0..TILES {
             for part in 0..2 {
                 for i in 0..4 {
@@ -310,35 +388,30 @@ impl<const TILES: usize, const KEPT: u32> Product<TILES, KEPT> {
     }
 }
 
-impl<const TILES: usize, const KEPT: u32> Sink for Product<TILES, KEPT> {
+impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Sink for Product<TILES, KEPT, TRANSPOSED> {
     #[inline(always)]
     fn chunk<const CAREFUL: bool>(&mut self, place: &Place, row: u32, latents: [i32; CHUNK]) {
         let factor = if CAREFUL { CAREFUL_UNIT } else { 1.0 };
         let values = rows!(ROW => latents[ROW] as f32 * factor);
-        let pair = |i: usize| pack_f16(values[2 * i], values[2 * i + 1]);
-        let at = self.tile + place.lane * 16;
-        // SAFETY: the warp's own shared memory.
-        unsafe {
-            store_shared_4(at, [pair(0), pair(1), pair(2), pair(3)]);
-            store_shared_4(at + HALF_TILE, [pair(4), pair(5), pair(6), pair(7)]);
-        }
-        sync_warp();
-        if place.tensor.transposed != 0 {
-            self.by_rows(place, row, Self::unit::<CAREFUL>(place));
-        } else {
-            self.by_columns(place, row, Self::unit::<CAREFUL>(place));
-        }
-        sync_warp();
+        let pair = |row: usize| pack_f16(values[row], values[row + 4]);
+        let words = [0, 1, 2, 3].map(|row| [pair(row), pair(row + 8)]);
+        self.multiply(place, row, words, Self::unit::<CAREFUL>(place));
+    }
+
+    #[inline(always)]
+    fn bytes(&mut self, place: &Place, row: u32, indices: Bytes) {
+        let unit = 1.0 / (1 << unit_bits(place.tensor.low_bits)) as f32;
+        self.multiply(place, row, indices.map(bytes_to_f16), unit);
     }
 
     #[inline(always)]
     fn skip(&mut self, place: &Place, row: u32) {
-        if place.tensor.transposed == 0 {
+        if !TRANSPOSED {
             let mut at = place.lane;
-            while at < CHUNK as u32 * KEPT {
+            while at < CHUNK as u32 * Self::APART {
                 let chunk = row / CHUNK as u32 % Self::TOGETHER;
                 // SAFETY: the warp's own shared memory.
-                unsafe { store_shared_f32(self.sums + (chunk * CHUNK as u32 * KEPT + at) * 4, 0.0) };
+                unsafe { store_shared_f32(self.sums + (chunk * CHUNK as u32 * Self::APART + at) * 4, 0.0) };
                 at += LANES as u32;
             }
         }
@@ -346,7 +419,7 @@ impl<const TILES: usize, const KEPT: u32> Sink for Product<TILES, KEPT> {
 
     #[inline(always)]
     fn after(&mut self, place: &Place, row: u32) {
-        if place.tensor.transposed == 0 {
+        if !TRANSPOSED {
             self.add_up(place, row);
         }
     }

@@ -55,17 +55,6 @@ pub(crate) fn shared(generic: *const u8) -> u32 {
     address as u32
 }
 
-/// An address of shared memory as one that says so itself.
-#[inline(always)]
-pub(crate) fn generic(shared: u32) -> *const u8 {
-    let address: u64;
-    // SAFETY: registers only.
-    unsafe {
-        asm!("cvta.shared.u64 {}, {};", out(reg64) address, in(reg64) u64::from(shared), options(pure, nomem, nostack));
-    }
-    address as *const u8
-}
-
 /// Waits for all threads of the block; what they wrote is then seen by all.
 #[inline(always)]
 pub(crate) fn sync_block() {
@@ -132,20 +121,6 @@ pub(crate) unsafe fn load_shared(address: u32) -> u32 {
     value
 }
 
-/// Loads a byte of shared memory.
-///
-/// # Safety
-/// The address is within the block's shared memory.
-#[inline(always)]
-pub(crate) unsafe fn load_shared_byte(address: u32) -> u32 {
-    let value: u32;
-    // SAFETY: by the caller.
-    unsafe {
-        asm!("ld.shared.u8 {}, [{}];", out(reg32) value, in(reg32) address, options(readonly, nostack));
-    }
-    value
-}
-
 /// Stores four words to shared memory.
 ///
 /// # Safety
@@ -159,6 +134,18 @@ pub(crate) unsafe fn store_shared_4(address: u32, [a, b, c, d]: [u32; 4]) {
     }
 }
 
+/// Stores two floats to shared memory.
+///
+/// # Safety
+/// The address is a multiple of 8 within the block's shared memory.
+#[inline(always)]
+pub(crate) unsafe fn store_shared_2(address: u32, [a, b]: [f32; 2]) {
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("st.shared.v2.f32 [{}], {{{}, {}}};", in(reg32) address, in(reg32) a, in(reg32) b, options(nostack));
+    }
+}
+
 /// Stores a float to shared memory.
 ///
 /// # Safety
@@ -169,21 +156,6 @@ pub(crate) unsafe fn store_shared_f32(address: u32, value: f32) {
     unsafe {
         asm!("st.shared.f32 [{}], {};", in(reg32) address, in(reg32) value, options(nostack));
     }
-}
-
-/// Loads four floats that nobody writes while the kernel runs.
-///
-/// # Safety
-/// The address is a multiple of 16, of global memory.
-#[inline(always)]
-pub(crate) unsafe fn load_global_4(address: *const f32) -> [f32; 4] {
-    let (a, b, c, d): (f32, f32, f32, f32);
-    // SAFETY: by the caller.
-    unsafe {
-        asm!("ld.global.nc.v4.f32 {{{}, {}, {}, {}}}, [{}];", out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d,
-            in(reg64) address, options(pure, readonly, nostack));
-    }
-    [a, b, c, d]
 }
 
 /// Loads four floats from shared memory.
@@ -213,6 +185,38 @@ pub(crate) unsafe fn copy_async(shared: u32, global: *const u8) {
     }
 }
 
+/// The same for 8 bytes, at multiples of 8.
+///
+/// # Safety
+/// Both addresses are such, within shared memory and within global memory.
+#[inline(always)]
+pub(crate) unsafe fn copy_group_async(shared: u32, global: *const u8) {
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("cp.async.ca.shared.global [{}], [{}], 8;", in(reg32) shared, in(reg64) global, options(nostack));
+    }
+}
+
+/// The same for 4 bytes, at multiples of 4.
+///
+/// # Safety
+/// Both addresses are such, within shared memory and within global memory.
+#[inline(always)]
+pub(crate) unsafe fn copy_word_async(shared: u32, global: *const u8) {
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("cp.async.ca.shared.global [{}], [{}], 4;", in(reg32) shared, in(reg64) global, options(nostack));
+    }
+}
+
+/// The value, of which the compiler is to know nothing: what is computed from it is computed where it is needed, and not kept in registers.
+#[inline(always)]
+pub(crate) fn here(mut value: u32) -> u32 {
+    // SAFETY: does nothing.
+    unsafe { asm!("/* {} */", inout(reg32) value, options(nomem, nostack)) };
+    value
+}
+
 /// Ends a group of this thread's copies, and waits until at most `PENDING` groups are under way.
 #[inline(always)]
 pub(crate) fn commit_and_wait<const PENDING: u32>() {
@@ -223,7 +227,33 @@ pub(crate) fn commit_and_wait<const PENDING: u32>() {
     }
 }
 
-/// A signed byte as a float: the low byte of a word.
+/// Four signed bytes times 2^-`unit_bits` in binary32.
+#[inline(always)]
+pub(crate) fn bytes_to_f32(bytes: u32, unit_bits: u32) -> [f32; 4] {
+    // 2^23 and a byte is a number of binary32 with that byte at its end; with a smaller exponent the byte is worth less.
+    let base = 0x4B00_0000 - (unit_bits << 23);
+    let biased = bytes ^ 0x8080_8080;
+    let zero = f32::from_bits(base | 0x80);
+    [0x7650, 0x7651, 0x7652, 0x7653].map(|selector| f32::from_bits(prmt(biased, base, selector)) - zero)
+}
+
+/// Four signed bytes in binary16, the first two in the first word.
+#[inline(always)]
+pub(crate) fn bytes_to_f16(bytes: u32) -> [u32; 2] {
+    // 1024 and a byte is a number of binary16 with that byte at its end.
+    let biased = bytes ^ 0x8080_8080;
+    [prmt(biased, 0x6464_6464, 0x4140), prmt(biased, 0x6464_6464, 0x4342)].map(|pair| {
+        let out: u32;
+        // SAFETY: registers only.
+        unsafe {
+            asm!("sub.rn.f16x2 {}, {}, {};", out(reg32) out, in(reg32) pair, in(reg32) 0x6480_6480u32,
+                options(pure, nomem, nostack));
+        }
+        out
+    })
+}
+
+/// Two floats rounded to binary16.
 #[inline(always)]
 pub(crate) fn pack_f16(low: f32, high: f32) -> u32 {
     let out: u32;
@@ -318,16 +348,25 @@ pub(crate) unsafe fn store_global_4(out: *mut u8, [a, b, c, d]: [u32; 4]) {
     }
 }
 
-/// A function of three bits, by its table of values, for each bit.
+/// The high word of two words, of which `low` comes first, shifted up by up to 31 bits.
 #[inline(always)]
-pub(crate) fn lop3<const TABLE: u32>(a: u32, b: u32, c: u32) -> u32 {
+pub(crate) fn funnel_shift(low: u32, high: u32, bits: u32) -> u32 {
     let out: u32;
     // SAFETY: registers only.
     unsafe {
-        asm!("lop3.b32 {}, {}, {}, {}, {};", out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) c, const TABLE,
+        asm!("shf.l.wrap.b32 {}, {}, {}, {};", out(reg32) out, in(reg32) low, in(reg32) high, in(reg32) bits,
             options(pure, nomem, nostack));
     }
     out
+}
+
+/// A bit for each thread of the warp whose number is lower than this one's.
+#[inline(always)]
+pub(crate) fn lanes_below() -> u32 {
+    let mask: u32;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov.u32 {}, %lanemask_lt;", out(reg32) mask, options(pure, nomem, nostack)) };
+    mask
 }
 
 /// Stores a word.

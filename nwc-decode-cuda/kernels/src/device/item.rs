@@ -1,13 +1,12 @@
 //! Decoding an item, whatever becomes of its weights.
 
 use super::intrinsics::{
-    ballot, commit_and_wait, copy_async, generic, load_global_4, load_shared, load_shared_byte, shuffle,
+    ballot, copy_async, copy_word_async, here, load_shared, load_shared_4, shuffle, sync_warp,
 };
-use super::ring::Ring;
-use crate::lane::{self, Direct, Indexed, LOWER_BOUND, Lane, Memory, Symbols};
-use crate::layout::{
-    CHUNK, ColumnRecord, Header, ItemRecord, LANES, LaneRecord, TensorRecord, UNIT, flag, form,
-};
+use super::ring::{RING_BYTES, Ring, RingPlace};
+use super::view::{RingParts, WalkState};
+use crate::lane::{self, Lane, Memory, Planes, Symbols};
+use crate::layout::{CHUNK, GROUP, ItemRecord, LANES, LaneRecord, Patch, TensorRecord, UNIT, flag};
 
 /// An image in global memory.
 #[derive(Clone, Copy)]
@@ -28,72 +27,31 @@ impl Image {
     pub(crate) fn at(self, offset: u32) -> *const u8 {
         self.0.wrapping_add(offset as usize * UNIT)
     }
-
-    /// The image's header, and the record of a tensor.
-    ///
-    /// # Safety
-    /// The image is one, and has the tensor.
-    #[inline(always)]
-    pub(crate) unsafe fn tensor(self, number: u32) -> (Header, TensorRecord) {
-        // SAFETY: by the caller.
-        unsafe {
-            let header: Header = self.read(0, 0);
-            (header, self.read(header.tensor_records, number))
-        }
-    }
 }
 
-/// Copies a thread's share of a tensor's tables to shared memory, and waits for it.
+/// Begins to copy a thread's share of a tensor's tables to shared memory.
 ///
 /// # Safety
 /// The image has the tensor; there is shared memory for its tables, at a multiple of 16.
 #[inline(always)]
 pub(crate) unsafe fn stage(image: Image, tensor: &TensorRecord, tables: u32, thread: u32, threads: u32) {
-    if tensor.form == form::GLOBAL {
-        return;
-    }
     let mut at = thread * UNIT as u32;
     while at < tensor.table_bytes {
         // SAFETY: by the caller.
         unsafe { copy_async(tables + at, image.at(tensor.tables).add(at as usize)) };
         at += threads * UNIT as u32;
     }
-    commit_and_wait::<0>();
 }
 
 /// Tables in shared memory.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared(pub(crate) u32);
+pub(crate) struct Shared(u32);
 
 impl Memory for Shared {
     #[inline(always)]
     fn word(&self, at: u32) -> u32 {
-        // SAFETY: tables are made so that no state leads out of them.
+        // SAFETY: no slot is outside of its table.
         unsafe { load_shared(self.0.wrapping_add(at)) }
-    }
-
-    #[inline(always)]
-    fn byte(&self, at: u32) -> u32 {
-        // SAFETY: as above.
-        unsafe { load_shared_byte(self.0.wrapping_add(at)) }
-    }
-}
-
-/// Tables in shared or global memory, by an address that can be either.
-#[derive(Clone, Copy)]
-pub(crate) struct Anywhere(pub(crate) *const u8);
-
-impl Memory for Anywhere {
-    #[inline(always)]
-    fn word(&self, at: u32) -> u32 {
-        // SAFETY: tables are made so that no state leads out of them.
-        unsafe { self.0.add(at as usize).cast::<u32>().read() }
-    }
-
-    #[inline(always)]
-    fn byte(&self, at: u32) -> u32 {
-        // SAFETY: as above.
-        unsafe { u32::from(self.0.add(at as usize).read()) }
     }
 }
 
@@ -101,25 +59,83 @@ impl Memory for Anywhere {
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
     pub(crate) image: Image,
-    pub(crate) units: u32,
     pub(crate) tensor: TensorRecord,
     pub(crate) item: ItemRecord,
+    /// Where that is.
+    pub(crate) item_record: u32,
+    /// The lane at the item's first row.
+    pub(crate) record: LaneRecord,
     pub(crate) lane: u32,
-    /// This thread's ring.
-    pub(crate) ring: u32,
-    /// The tensor's tables in shared memory, if they are there.
+    /// Shared memory of the warp for what it reads ahead.
+    pub(crate) ahead: u32,
+    /// The tensor's tables in shared memory.
     pub(crate) tables: u32,
+}
+
+impl Place {
+    /// Item `number` of a tensor, for a lane. What the item's record tells need not be waited for to know where the lane's is.
+    ///
+    /// # Safety
+    /// The tensor is of the image, and has the item; `ahead` is the warp's; there are the tensor's tables in shared memory.
+    #[inline(always)]
+    pub(crate) unsafe fn new(
+        image: Image,
+        tensor: &TensorRecord,
+        number: u32,
+        lane: u32,
+        ahead: u32,
+        tables: u32,
+    ) -> Self {
+        // SAFETY: by the caller.
+        unsafe {
+            let item_record = tensor.item_records + number * (size_of::<ItemRecord>() / UNIT) as u32;
+            let item = image.read(item_record, 0);
+            let record = image.read(tensor.lanes, number * LANES as u32 + lane);
+            Self { image, tensor: *tensor, item, item_record, record, lane, ahead, tables }
+        }
+    }
+
+    /// The item's record, read again: what is seldom needed does not lie in registers.
+    ///
+    /// # Safety
+    /// The image has the item.
+    #[inline(always)]
+    unsafe fn again(&self) -> ItemRecord {
+        // SAFETY: by the caller.
+        unsafe { self.image.read(here(self.item_record), 0) }
+    }
+
+    /// The scales of a chunk's rows, which have been read ahead.
+    #[inline(always)]
+    pub(crate) fn row_scales(&self, row: u32) -> [[f32; 4]; 4] {
+        sync_warp(); // the other lanes' copies have arrived too
+        let at = scale_slot(self, row / 32) + row / CHUNK as u32 % 2 * CHUNK as u32 * 4;
+        // SAFETY: the warp's own shared memory.
+        [0, 16, 32, 48].map(|place| unsafe { load_shared_4(at + place) })
+    }
+
+    /// The scale of the thread's column.
+    ///
+    /// # Safety
+    /// The image has the item.
+    #[inline(always)]
+    pub(crate) unsafe fn column_scale(&self) -> f32 {
+        // SAFETY: the item has one for each lane.
+        unsafe { self.image.read(self.item.column_scales, self.lane) }
+    }
 }
 
 /// What is done with the rows of a chunk.
 pub(crate) trait Sink {
-    /// Before a chunk is decoded: what comes from memory can be asked for.
-    #[inline(always)]
-    fn prepare(&mut self, _place: &Place, _row: u32) {}
-
     /// `latents` are quantisation indices, or after the Hadamard synthesis four times the latents; `row` counts from the item's first. `CAREFUL`: rows may be
     /// missing at the end, and latents large.
     fn chunk<const CAREFUL: bool>(&mut self, place: &Place, row: u32, latents: [i32; CHUNK]);
+
+    /// The same for indices as they are decoded, of an item that is not careful.
+    #[inline(always)]
+    fn bytes(&mut self, place: &Place, row: u32, indices: lane::Bytes) {
+        self.chunk::<false>(place, row, lane::by_rows(indices, place.tensor.low_bits));
+    }
 
     /// A chunk of an item that is not decoded.
     #[inline(always)]
@@ -133,88 +149,113 @@ pub(crate) trait Sink {
 /// Decodes an item. Returns this lane's error code, or 0. Chunks are skipped if the item is known to be damaged, or `idle`.
 ///
 /// # Safety
-/// All threads of the warp come with the same place but for `lane` and `ring`, which are theirs.
+/// All threads of the warp come, with a walk that has arrived at the item's first row. The image has the item.
 #[inline(always)]
-pub(crate) unsafe fn decode(place: &Place, column: ColumnRecord, idle: bool, sink: &mut impl Sink) -> u32 {
+pub(crate) unsafe fn decode(place: &Place, walk: Walk, idle: bool, sink: &mut impl Sink) -> u32 {
     let idle = idle || place.item.error != 0;
-    // SAFETY: by the caller.
-    unsafe { with_symbols(place, WholeItem { place, column, idle, sink }) }
-}
-
-/// What is done with the tables of an item's tensor.
-pub(crate) trait Job {
-    type Done;
-
-    /// `CAREFUL`: every chunk must be decoded so, not only those that [`is_careful`] tells of.
-    ///
-    /// # Safety
-    /// As that of the caller of [`with_symbols`].
-    unsafe fn run<const CAREFUL: bool>(self, symbols: &impl Symbols) -> Self::Done;
-}
-
-/// Does a job in the way that suits an item.
-///
-/// # Safety
-/// The tensor's tables are where the place says.
-#[inline(always)]
-pub(crate) unsafe fn with_symbols<J: Job>(place: &Place, job: J) -> J::Done {
+    let Place { tensor, .. } = place;
     // SAFETY: by the caller.
     unsafe {
-        if place.tensor.form == form::DIRECT {
-            job.run::<false>(&Direct::new(Shared(place.tables), &place.tensor))
+        if tensor.trellis == USUAL_TRELLIS && tensor.low_bits == 3 && tensor.hadamard == 0 {
+            decode_rows::<true>(place, walk, idle, sink)
         } else {
-            let tables = if place.tensor.form == form::INDEXED {
-                generic(place.tables)
-            } else {
-                place.image.at(place.tensor.tables)
-            };
-            job.run::<true>(&Indexed::new(Anywhere(tables), &place.tensor))
+            decode_rows::<false>(place, walk, idle, sink)
         }
     }
 }
 
-struct WholeItem<'a, S> {
-    place: &'a Place,
-    column: ColumnRecord,
-    idle: bool,
-    sink: &'a mut S,
-}
+/// That of encoders, if they are not told otherwise: of 64 states. Three low bits are what 4 bits a weight ask for.
+const USUAL_TRELLIS: u32 = 6;
 
-impl<S: Sink> Job for WholeItem<'_, S> {
-    type Done = u32;
-
-    #[inline(always)]
-    unsafe fn run<const CAREFUL: bool>(self, symbols: &impl Symbols) -> u32 {
-        let Self { place, column, idle, sink } = self;
+/// `USUAL`: the trellis is the usual one, there are three low bits, and no synthesis.
+///
+/// # Safety
+/// As [`decode`].
+#[inline(always)]
+unsafe fn decode_rows<const USUAL: bool>(place: &Place, walk: Walk, idle: bool, sink: &mut impl Sink) -> u32 {
+    let mut work = Work { walk, careful: Careful::new(place), idle, sink };
+    let mut row = 0;
+    while row < place.item.rows {
         // SAFETY: by the caller.
         unsafe {
-            let class = symbols.class(class(place, column, 0));
-            let mut walk = Walk::new(place);
-            let always = CAREFUL || place.item.flags & flag::CAREFUL != 0;
-            let mut escapes = 0;
-            let mut row = 0;
-            while row < place.item.rows {
-                let chunk = row / CHUNK as u32;
-                if chunk % 32 == 0 {
-                    escapes = place.image.read(place.item.escapes, chunk / 32);
+            if USUAL {
+                // Two at a time, so that what is done for 32 rows is done where it is due.
+                work.chunk::<true>(place, row, false);
+                row += CHUNK as u32;
+                if row < place.item.rows {
+                    work.chunk::<true>(place, row, true);
                 }
-                let careful = always || escapes & 1 != 0;
-                escapes >>= 1;
-                sink.prepare(place, row);
-                if idle {
-                    sink.skip(place, row);
-                } else if careful {
-                    let latents = walk.chunk::<true>(place, column, symbols, class, row);
+            } else {
+                work.chunk::<false>(place, row, row / CHUNK as u32 % 2 != 0);
+            }
+        }
+        row += CHUNK as u32;
+    }
+    if idle { place.item.error } else { work.walk.finish() }
+}
+
+/// An item on its way through a sink.
+struct Work<'s, S> {
+    walk: Walk,
+    careful: Careful,
+    idle: bool,
+    sink: &'s mut S,
+}
+
+impl<S: Sink> Work<'_, S> {
+    /// # Safety
+    /// As [`decode`]; this is the next chunk.
+    #[inline(always)]
+    unsafe fn chunk<const USUAL: bool>(&mut self, place: &Place, row: u32, is_odd: bool) {
+        let Self { walk, careful, idle, sink } = self;
+        // SAFETY: by the caller.
+        unsafe {
+            let is_careful = careful.next(place, row);
+            if *idle {
+                sink.skip(place, row);
+            } else {
+                let bytes = walk.chunk::<USUAL>(place, row, is_odd);
+                if is_careful {
+                    let latents = walk.careful(place, row, bytes);
                     sink.chunk::<true>(place, row, latents);
+                } else if USUAL || place.tensor.hadamard == 0 {
+                    sink.bytes(place, row, bytes);
                 } else {
-                    let latents = walk.chunk::<false>(place, column, symbols, class, row);
+                    let latents = lane::by_rows(bytes, place.tensor.low_bits);
+                    let latents = lane::synthesise(latents, true, CHUNK as u32);
                     sink.chunk::<false>(place, row, latents);
                 }
-                sink.after(place, row);
-                row += CHUNK as u32;
             }
-            if idle { place.item.error } else { walk.finish(place) }
+            sink.after(place, row);
         }
+    }
+}
+
+/// Which chunks of an item must be decoded with every check.
+struct Careful {
+    always: bool,
+    /// A bit for each of the next chunks, up to a multiple of 32.
+    patched: u32,
+}
+
+impl Careful {
+    #[inline(always)]
+    fn new(place: &Place) -> Self {
+        Self { always: place.item.flags & flag::CAREFUL != 0, patched: place.item.first_patched }
+    }
+
+    /// # Safety
+    /// The image has the item, and that the row.
+    #[inline(always)]
+    unsafe fn next(&mut self, place: &Place, row: u32) -> bool {
+        let chunk = row / CHUNK as u32;
+        if chunk % 32 == 0 && chunk > 0 {
+            // SAFETY: the item has a bit for each chunk.
+            self.patched = unsafe { place.image.read(place.again().patched, chunk / 32) };
+        }
+        let careful = self.always || self.patched & 1 != 0;
+        self.patched >>= 1;
+        careful
     }
 }
 
@@ -226,86 +267,208 @@ impl<S: Sink> Job for WholeItem<'_, S> {
 pub(crate) unsafe fn is_careful(place: &Place, row: u32) -> bool {
     let chunk = row / CHUNK as u32;
     // SAFETY: the item has a bit for each chunk.
-    let escapes: u32 = unsafe { place.image.read(place.item.escapes, chunk / 32) };
-    place.item.flags & flag::CAREFUL != 0 || escapes >> (chunk % 32) & 1 != 0
-}
-
-/// The class of a weight.
-///
-/// # Safety
-/// The image has the item, and that the row.
-#[inline(always)]
-pub(crate) unsafe fn class(place: &Place, column: ColumnRecord, row: u32) -> i32 {
-    // SAFETY: the item has a class for each row.
-    column.class.wrapping_add(unsafe { place.image.read::<i32>(place.item.row_classes, row) })
+    let patched: u32 = unsafe { place.image.read(place.item.patched, chunk / 32) };
+    place.item.flags & flag::CAREFUL != 0 || patched >> (chunk % 32) & 1 != 0
 }
 
 /// A lane on its way down an item.
 pub(crate) struct Walk {
-    pub(crate) lane: Lane,
-    pub(crate) words: Ring,
+    state: WalkState,
+    words: Ring,
+    symbols: Symbols<Shared>,
 }
 
 impl Walk {
-    /// At the item's first row.
+    /// At the item's first row, where it has arrived when all copies have (`commit_and_wait`).
     ///
     /// # Safety
-    /// The image has the item, which is not known to be damaged; the ring is this thread's.
+    /// All threads of the warp come.
     #[inline(always)]
     pub(crate) unsafe fn new(place: &Place) -> Self {
-        // SAFETY: the item has a record for each lane.
-        let start: LaneRecord = unsafe { place.image.read(place.item.lanes, place.lane) };
-        // SAFETY: the item has words up to the end of the image, which ends with a unit to spare.
-        let words = unsafe { Ring::new(place.ring, Self::source(place), start.start(), Self::last(place)) };
-        Self { lane: Lane::new(start.state, start.trellis()), words }
+        // SAFETY: the item has a record for each lane, which tells the truth about its words.
+        unsafe {
+            let words = Ring::new(place.image, place.item.words, Self::ring_place(place));
+            ask_for_rows(place, place.tensor.planes, 0);
+            let lane = Lane::new(place.record);
+            let state = WalkState { x: lane.x, path: lane.path, planes: [0; 2], patch: 0 };
+            Self { state, words, symbols: Self::symbols(place) }
+        }
     }
 
-    /// Where the item's words are.
+    /// The walk that [`parts`](Self::parts) were taken from.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new), with the same place; nobody has written to the ring since.
     #[inline(always)]
-    pub(crate) fn source(place: &Place) -> *const u8 {
-        place.image.at(place.item.words)
+    pub(crate) unsafe fn resume(place: &Place, (state, ring): (WalkState, RingParts)) -> Self {
+        // SAFETY: by the caller.
+        let words = unsafe { Ring::resume(ring, place.image, Self::ring_place(place)) };
+        Self { state, words, symbols: Self::symbols(place) }
     }
 
-    /// The last place that words may be copied from, in bytes from the item's.
     #[inline(always)]
-    pub(crate) fn last(place: &Place) -> u32 {
-        (place.units - 1 - place.item.words).min(u32::MAX / UNIT as u32) * UNIT as u32
+    fn ring_place(place: &Place) -> RingPlace {
+        let ring = place.ahead + place.lane * RING_BYTES;
+        RingPlace {
+            bytes: place.record.words() * 2,
+            ring,
+            last: place.tensor.units * (UNIT / GROUP) as u32 - 1,
+        }
     }
 
-    /// The latents of the chunk at `row`, as a [`Sink`] gets them. `class` is where the tables for all rows begin, if not `CAREFUL`.
+    #[inline(always)]
+    fn symbols(place: &Place) -> Symbols<Shared> {
+        Symbols::new(Shared(place.tables), &place.tensor, place.record.table())
+    }
+
+    /// What changes from chunk to chunk.
+    #[inline(always)]
+    pub(crate) fn parts(&self) -> (WalkState, RingParts) {
+        (self.state, self.words.parts())
+    }
+
+    /// The chunk at `row`, the second one of two if `is_odd`, as it is coded.
     ///
     /// # Safety
     /// As of [`new`](Self::new); the chunks before this one are behind the lane.
     #[inline(always)]
-    pub(crate) unsafe fn chunk<const CAREFUL: bool>(
+    pub(crate) unsafe fn chunk<const USUAL: bool>(
         &mut self,
         place: &Place,
-        column: ColumnRecord,
-        symbols: &impl Symbols,
-        class: u32,
         row: u32,
-    ) -> [i32; CHUNK] {
-        let rows = (place.item.rows - row).min(CHUNK as u32);
-        let indices = if CAREFUL {
-            // SAFETY: by the caller.
-            let class_of = |r: u32| symbols.class(unsafe { self::class(place, column, row + r) });
-            lane::chunk::<true>(symbols, &mut self.lane, &mut self.words, rows, class_of)
+        is_odd: bool,
+    ) -> lane::Bytes {
+        let tensor = &if USUAL {
+            TensorRecord { trellis: USUAL_TRELLIS, planes: 2, low_bits: 3, ..place.tensor }
         } else {
-            lane::chunk::<false>(symbols, &mut self.lane, &mut self.words, rows, |_| class)
+            place.tensor
         };
-        lane::synthesise(indices, place.tensor.hadamard != 0, rows)
+        let pair = row / (2 * CHUNK as u32);
+        if !is_odd && row + 2 * (CHUNK as u32) < place.item.rows {
+            sync_warp(); // the scales whose place is taken have been read
+            // SAFETY: there are such rows.
+            unsafe { ask_for_rows(place, tensor.planes, pair + 1) };
+        }
+        self.words.top_up();
+        if !is_odd {
+            let slots = plane_slots(place, pair);
+            // SAFETY: they have arrived, for they were asked for two chunks ago.
+            let word = |number: usize| unsafe {
+                if tensor.planes > number as u32 { load_shared(slots[number]) } else { 0 }
+            };
+            self.state.planes = [word(0), word(1)];
+        }
+        let [first, second] = self.state.planes;
+        let mut planes = Planes { first, ..Planes::default() };
+        if tensor.trellis == 0 {
+            planes.lowest = second
+        } else {
+            planes.highest = second
+        }
+        let high = high_planes(tensor);
+        // SAFETY: the item has a word for each lane; there are as many planes.
+        unsafe {
+            if tensor.trellis == 0 && tensor.low_bits > 2 {
+                planes.highest = plane(place, pair, high);
+            }
+            if tensor.low_bits > 3 {
+                planes.next = plane(place, pair, high + 1);
+            }
+        }
+        let mut lane = Lane { x: self.state.x, path: self.state.path };
+        let bytes = lane::chunk(&self.symbols, tensor, &mut lane, &mut self.words, planes, is_odd);
+        (self.state.x, self.state.path) = (lane.x, lane.path);
+        bytes
+    }
+
+    /// The latents of the chunk at `row`, as a [`Sink`] gets them, with what its bytes do not tell.
+    ///
+    /// # Safety
+    /// As of [`chunk`](Self::chunk), which gave the bytes.
+    #[inline(always)]
+    pub(crate) unsafe fn careful(&mut self, place: &Place, row: u32, bytes: lane::Bytes) -> [i32; CHUNK] {
+        let Place { tensor, .. } = place;
+        let mut indices = lane::by_rows(bytes, tensor.low_bits);
+        if tensor.low_bits > 4 {
+            let pair = row / (2 * CHUNK as u32);
+            // SAFETY: the item has a word for each lane and plane.
+            let word = |bit: u32| unsafe { plane(place, pair, high_planes(tensor) + 2 + bit) };
+            indices = lane::widen(indices, tensor.low_bits, row / CHUNK as u32 % 2 != 0, word);
+        }
+        loop {
+            // SAFETY: after the last patch comes one that is at no row.
+            let patch: Patch = unsafe { place.image.read(place.again().patches, self.state.patch) };
+            let at = (patch.place / LANES as u32).wrapping_sub(row);
+            if at >= CHUNK as u32 {
+                break;
+            }
+            let mine = patch.place % LANES as u32 == place.lane;
+            indices = lane::rows!(ROW => if mine && at == ROW as u32 { patch.index } else { indices[ROW] });
+            self.state.patch += 1;
+        }
+        lane::synthesise(indices, tensor.hadamard != 0, place.item.rows - row)
     }
 
     /// Behind the last row: the lane's error code, or 0.
-    ///
-    /// # Safety
-    /// As of [`new`](Self::new).
     #[inline(always)]
-    pub(crate) unsafe fn finish(&self, place: &Place) -> u32 {
-        // SAFETY: the item has a record for each lane, and one more after the last.
-        let next: LaneRecord = unsafe { place.image.read(place.item.lanes, place.lane + 1) };
-        let ends = place.item.flags & flag::LAST != 0;
-        lane::end_code(self.words.position(), next.start(), if ends { self.lane.x } else { LOWER_BOUND })
+    pub(crate) fn finish(&self) -> u32 {
+        let (read, end) = self.words.taken();
+        lane::end_code(read, end, self.state.x)
+    }
+}
+
+/// Where in shared memory the lane's words of the first two planes for two chunks come: there is place for those of the next two too.
+#[inline(always)]
+fn plane_slots(place: &Place, pair: u32) -> [u32; 2] {
+    let first = place.ahead + LANES as u32 * RING_BYTES + (pair % 2 * 2 * LANES as u32 + place.lane) * 4;
+    [first, first + LANES as u32 * 4]
+}
+
+/// Where in shared memory the scales of the rows of two chunks come, likewise.
+#[inline(always)]
+fn scale_slot(place: &Place, pair: u32) -> u32 {
+    place.ahead + LANES as u32 * (RING_BYTES + 16) + pair % 2 * LANES as u32 * 4
+}
+
+/// Begins to copy what there is for the rows of two chunks: the lane's words of the first two planes, and the scale of one row.
+///
+/// # Safety
+/// The image has the item, and that the chunks.
+#[inline(always)]
+unsafe fn ask_for_rows(place: &Place, planes: u32, pair: u32) {
+    let Place { image, item, lane, .. } = place;
+    // SAFETY: by the caller; scales lie in memory for multiples of 32 rows.
+    unsafe {
+        let at = |offset: u32, word: u32| image.at(here(offset)).add(4 * word as usize);
+        let word = pair * planes * LANES as u32 + lane;
+        let slots = plane_slots(place, pair);
+        if planes > 0 {
+            copy_word_async(slots[0], at(item.planes, word));
+        }
+        if planes > 1 {
+            copy_word_async(slots[1], at(item.planes, word + LANES as u32));
+        }
+        copy_word_async(scale_slot(place, pair) + lane * 4, at(item.row_scales, pair * LANES as u32 + lane));
+    }
+}
+
+const _: () = assert!(lane::PENDING <= 2, "what was asked for two chunks ago must have arrived");
+
+/// Number of the plane of the highest of more than two low bits.
+#[inline(always)]
+fn high_planes(tensor: &TensorRecord) -> u32 {
+    if tensor.trellis == 0 { 2 } else { 1 }
+}
+
+/// A lane's word of a plane for two chunks.
+///
+/// # Safety
+/// The image has the item, and that the chunks and the plane.
+#[inline(always)]
+unsafe fn plane(place: &Place, pair: u32, number: u32) -> u32 {
+    // SAFETY: by the caller.
+    unsafe {
+        place.image.read(place.item.planes, (pair * place.tensor.planes + number) * LANES as u32 + place.lane)
     }
 }
 
@@ -318,11 +481,8 @@ pub(crate) fn first_code(place: &Place, code: u32) -> u32 {
 }
 
 /// The weights of a chunk's latents.
-///
-/// # Safety
-/// The image has the item, and that the row.
 #[inline(always)]
-pub(crate) unsafe fn weights<const CAREFUL: bool>(
+pub(crate) fn weights<const CAREFUL: bool>(
     place: &Place,
     column_scale: f32,
     row: u32,
@@ -331,8 +491,6 @@ pub(crate) unsafe fn weights<const CAREFUL: bool>(
     // What a unit of a latent is.
     let unit = if place.tensor.hadamard != 0 { 0.25 } else { 1.0 };
     let (scale, unit) = if CAREFUL { (column_scale, unit) } else { (column_scale * unit, 1.0) };
-    let scales = place.image.at(place.item.row_scales).cast::<f32>().wrapping_add(row as usize);
-    // SAFETY: row scales lie in memory for whole chunks, and items begin at whole ones.
-    let scales = [0, 4, 8, 12].map(|first| unsafe { load_global_4(scales.add(first)) });
+    let scales = place.row_scales(row);
     lane::rows!(ROW => lane::weight::<CAREFUL>(latents[ROW], unit, scales[ROW / 4][ROW % 4], scale))
 }

@@ -1,6 +1,8 @@
 //! What the functions for other people's kernels keep in their callers' memory, and give them.
 
-use crate::layout::{ColumnRecord, ItemRecord, TensorRecord};
+use bytemuck::{Pod, Zeroable};
+
+use crate::layout::{ItemRecord, LaneRecord, TensorRecord};
 
 /// A tensor of an image: what `nwc_open` finds. It may lie in the memory of a thread, or of a block that shares it.
 #[derive(Clone, Copy)]
@@ -10,10 +12,6 @@ pub struct Tensor {
     pub record: TensorRecord,
     /// The image.
     pub image: *const u8,
-    /// Of the image's header.
-    pub units: u32,
-    /// Of the image's header.
-    pub item_records: u32,
 }
 
 /// One thread on its way down its column of an item, from `nwc_begin` to `nwc_end`.
@@ -22,24 +20,24 @@ pub struct Tensor {
 pub struct Item {
     /// Where in the tensor the item lies; of the same rows and columns for all threads of the warp.
     pub record: ItemRecord,
-    /// This thread's column; the scale of a thread beside the matrix is 0.
-    pub column: ColumnRecord,
+    /// The scale of this thread's column; 0 beside the matrix.
+    pub column_scale: f32,
     /// The row that comes next, from the item's first.
     pub row: u32,
     /// Number of this thread in its warp, and of its column in the item.
     pub lane: u32,
     /// The library's own, as all that follows.
     pub tensor: *const Tensor,
-    /// State of the range decoder.
-    pub x: u32,
-    /// State of the trellis.
-    pub trellis: u32,
-    /// Class of the first row's weight.
-    pub first_class: i32,
-    /// What has been taken from the ring, and asked for.
-    pub ring_parts: [u32; 2],
-    /// Where the ring is in shared memory.
-    pub ring: u32,
+    /// Where the lane begins.
+    pub start: LaneRecord,
+    /// Where the lane is.
+    pub walk: WalkState,
+    /// Where it is among its words.
+    pub ring_parts: RingParts,
+    /// Where in the image the item's record is.
+    pub item_record: u32,
+    /// Where in shared memory the warp reads ahead.
+    pub ahead: u32,
     /// Where the tables are in shared memory.
     pub tables: u32,
 }
@@ -58,4 +56,30 @@ pub struct Rows {
 pub struct Pairs {
     /// Two rows a word, the first one in its low half.
     pub pair: [u32; 8],
+}
+
+/// Where a lane is among its words.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct RingParts {
+    /// Place of the next word, in bytes.
+    pub read: u32,
+    /// Place behind what has been asked for.
+    pub asked: u32,
+    /// Group of the image that some lane asks for next.
+    pub next: u32,
+}
+
+/// What changes from chunk to chunk, besides the ring's.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct WalkState {
+    /// rANS states.
+    pub x: [u32; 2],
+    /// The path of the chunk before.
+    pub path: u32,
+    /// The first two planes' words for these 32 rows.
+    pub planes: [u32; 2],
+    /// Number of the item's next patch.
+    pub patch: u32,
 }
