@@ -18,7 +18,7 @@ use nwc_decode_cuda::cust::event::{Event, EventFlags};
 use nwc_decode_cuda::cust::memory::{CopyDestination, DeviceBuffer};
 use nwc_decode_cuda::cust::stream::{Stream, StreamFlags};
 use nwc_decode_cuda::cust::{CudaFlags, device::Device, init};
-use nwc_decode_cuda::{Decoder, Image, ImageOptions, ImageTensor};
+use nwc_decode_cuda::{Decoder, Image, ImageOptions, ImageTensor, Product};
 use nwc_encode_host::compress::{Settings, Target, compress};
 use nwc_encode_host::progress::Silent;
 use nwc_encode_host::synthetic::Source;
@@ -265,7 +265,7 @@ fn model(gigabytes: f64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Median of the times of some runs, in seconds, after a first one that does not count.
+/// Median of the times of some runs, in seconds, after a first one that does not count. The device has nothing to do before each.
 fn median(stream: &Stream, runs: usize, mut work: impl FnMut(usize) -> Result<()>) -> Result<f64> {
     work(0)?;
     stream.synchronize()?;
@@ -333,13 +333,15 @@ fn speed(context: &Context, gigabytes: f64, item_rows: &[usize]) -> Result<Value
                     .iter()
                     .map(|&tensor| Ok(decoder.product(tensor, batch)?))
                     .collect::<Result<Vec<_>>>()?;
-                let time = median(&stream, 50, |run| {
-                    // SAFETY: x and y have the lengths that the product needs.
-                    Ok(unsafe {
-                        products[run % products.len()].add(&stream, x.as_device_ptr(), y.as_device_ptr())
-                    }?)
-                })?;
-                lines[&name][format!("product_{batch}_us")] = json!(time * 1e6);
+                // One behind the other, as those that they are compared with are measured, and by itself.
+                // SAFETY: x and y have the lengths that the products need.
+                let add = |product: &Product<'_>| unsafe {
+                    product.add(&stream, x.as_device_ptr(), y.as_device_ptr())
+                };
+                let in_turn = median(&stream, 21, |_| Ok(products.iter().try_for_each(add)?))?;
+                let alone = median(&stream, 50, |run| Ok(add(&products[run % products.len()])?))?;
+                lines[&name][format!("product_{batch}_us")] = json!(in_turn * 1e6 / products.len() as f64);
+                lines[&name][format!("product_{batch}_alone_us")] = json!(alone * 1e6);
             }
             lines[&name]["product_error"] = json!(product_error(&decoder, &stream, alike[0], 3)?);
         }

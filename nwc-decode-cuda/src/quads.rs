@@ -230,7 +230,10 @@ impl TableSet {
     pub(crate) fn new(spreads: &[(Spread, u64)], most_bytes: usize) -> Self {
         let quads: Vec<(Vec<(u16, f64)>, u64)> =
             spreads.iter().map(|(spread, count)| (spread.quads(), *count)).collect();
-        let choices = PRECISIONS.map(|precision| {
+        // Nothing gains half a bit a weight, so that no table may cost as much.
+        let weights: u64 = spreads.iter().map(|(_, count)| count).sum();
+        let pays = |precision: &u32| precision == PRECISIONS.start() || 32 << precision <= weights / 2;
+        let choices = PRECISIONS.filter(pays).map(|precision| {
             let tables: Vec<QuadTable> =
                 quads.iter().map(|(quads, _)| QuadTable::new(quads, precision)).collect();
             let (picked, bits) = pick(&quads, &tables, most_bytes >> (precision + 2));

@@ -114,7 +114,8 @@ pub(crate) fn run(context: &Context, folder: &Path, most_bytes: usize, all_bits:
             for place in image.untrusted(item).into_iter().flatten() {
                 for mask in masks(place) {
                     let name = || format!("{}: byte {place} of the image ^ {mask:#x}", vector.file);
-                    let outcome = campaign.image(image.with_flipped(place, mask), false).with_context(name)?;
+                    let outcome =
+                        campaign.image(image.with_flipped(place, mask), false).with_context(name)?;
                     if let Outcome::Decoded(status) = &outcome {
                         let mut others = status.iter().enumerate().filter(|(number, _)| *number != item);
                         ensure!(others.all(|(_, &code)| code == 0), "{}: {status:?}", name());
