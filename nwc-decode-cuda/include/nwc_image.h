@@ -32,17 +32,11 @@
 // Bytes of shared memory that a warp needs for what it reads ahead: its lanes' rings, and twice 32 rows of two planes and of row scales.
 #define NWC_AHEAD_BYTES (NWC_LANES * (NWC_RING_BYTES + 24))
 
-// Bytes of shared memory that a warp needs to turn a chunk of 16-bit numbers around.
-#define TILE_BYTES ((((NWC_CHUNK * NWC_LANES) * 2) * 5) / 4)
-
-// Bytes of shared memory that a warp of `nwc_decode` needs beside what it reads ahead: for a chunk.
-#define DECODE_WARP_BYTES TILE_BYTES
-
 // A weight could overflow the output, or rows are missing in its last chunk, or indices do not fit a byte: every chunk is decoded with every check.
 #define NWC_FLAG_CAREFUL 1
 
 // The scales of its columns are all 1.
-#define PLAIN_COLUMNS 2
+#define NWC_FLAG_PLAIN_COLUMNS 2
 
 // What kernels find at the start of an image.
 typedef struct NwcHeader {
@@ -62,7 +56,7 @@ typedef struct NwcHeader {
 // `NWCi`, little-endian.
 #define NWC_MAGIC 1766020942
 
-// A tensor, or a part of one that shares tables.
+// A tensor.
 typedef struct NwcTensorRecord {
   // Output rows of one matrix.
   uint32_t out;
@@ -137,7 +131,7 @@ typedef struct NwcItemRecord {
   uint32_t first_patched;
   // Where such bits for all its chunks are.
   uint32_t patched;
-  // Where its NwcPatches are, by rows, with NWC_END_* behind the last.
+  // Where its NwcPatches are, by rows, with NWC_PATCH_END behind the last.
   uint32_t patches;
   // Zero.
   uint32_t spare;
@@ -159,7 +153,7 @@ typedef struct NwcPatch {
   int32_t index;
 } NwcPatch;
 // What comes after the last.
-#define NwcPatch_END (NwcPatch){ .place = UINT32_MAX, .index = 0 }
+#define NWC_PATCH_END (NwcPatch){ .place = UINT32_MAX, .index = 0 }
 
 // What a block of threads decodes: neighbouring items of one tensor.
 typedef struct NwcBlockRecord {
@@ -201,7 +195,7 @@ typedef struct NwcRingParts {
   uint32_t read;
   // Place behind what has been asked for.
   uint32_t asked;
-  // Group of the image that some lane asks for next.
+  // Group of the item's words that some lane asks for next.
   uint32_t next;
 } NwcRingParts;
 

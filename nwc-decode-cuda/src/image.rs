@@ -23,7 +23,7 @@ const ITEM_ROWS: usize = 256;
 /// How an image is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageOptions {
-    /// The most rows that one warp decodes, a multiple of 16: fewer let one matrix keep more of a GPU busy, and cost 320 bytes of the image each.
+    /// The most rows that one warp decodes, a multiple of 16: fewer let one matrix keep more of a GPU busy, and cost some 500 bytes of the image each.
     pub item_rows: usize,
 }
 
@@ -228,13 +228,13 @@ fn add_tensor(
 ) -> Result<TensorRecord, Error> {
     let item_rows = options.item_rows.clamp(CHUNK, 1 << 16).next_multiple_of(CHUNK);
     let blocks = coded.column_blocks();
-    let bands: Vec<Vec<RowValue>> = (0..coded.bands())
+    // What is wrong with a row stream is wrong with all tiles of its band.
+    let bands: Vec<(Vec<RowValue>, Result<(), Error>)> = (0..coded.bands())
         .map(|band| {
             let tile = coded.tile(band * blocks)?;
             let mut values = vec![RowValue::default(); tile.rows()];
-            // What is wrong with a row stream, each of the band's tiles reports.
-            let _ = tile.row_values(tables, &mut values);
-            Ok(values)
+            let outcome = tile.row_values(tables, &mut values);
+            Ok((values, outcome))
         })
         .collect::<Result<_, Error>>()?;
     let tiles: Vec<TileIndices> = (0..coded.tiles())
@@ -262,7 +262,7 @@ fn add_tensor(
     };
     let (mut items, mut lanes) = (Vec::<ItemRecord>::new(), Vec::<[LaneRecord; LANES]>::new());
     let row_blocks = coded.bands() / batch.max(1) as usize;
-    for (band, values) in bands.iter().enumerate() {
+    for (band, (values, _)) in bands.iter().enumerate() {
         let (tiles, pieces) = (&tiles[band * blocks..][..blocks], &pieces[band * blocks..][..blocks]);
         let mut scales: Vec<f32> = values.iter().map(|value| value.scale).collect();
         // Items begin at whole chunks, and their scales are read 32 at a time.
@@ -349,12 +349,12 @@ fn recoder(tables: &Tables<'_>, tiles: &[TileIndices]) -> Recoder {
     Recoder { split, path, set: TableSet::new(&spreads, MOST_TABLES) }
 }
 
-/// Whether no product can overflow binary16 or become so small that it loses bits, if indices are at most 127 and latents at most 508.
+/// Whether no product can overflow binary16 or become so small that it loses bits, if latents are at most 512: four times an index that is a byte.
 fn is_tame(rows: &[RowValue], columns: &[f32]) -> bool {
     let range = |scales: &mut dyn Iterator<Item = f32>| {
         scales.fold((f32::MAX, 0f32), |(least, most), scale| (least.min(scale), most.max(scale)))
     };
     let (least_row, most_row) = range(&mut rows.iter().map(|row| row.scale));
     let (least_column, most_column) = range(&mut columns.iter().copied());
-    most_row * most_column * 508.0 < 65504.0 && least_row * least_column > 1e-30
+    most_row * most_column * 512.0 < 65504.0 && least_row * least_column > 1e-30
 }

@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use nwc_decode_core::{CHUNK_ROWS, Checks, Chunk, CodedTensor, Error, RowEngine, RowValue, Rows, Tables};
+use nwc_decode_core::{
+    CHUNK_ROWS, Checks, Chunk, CodedTensor, Error, RowEngine, RowValue, Rows, Tables, TileDecoder,
+};
 
 /// What a tile holds, before its synthesis.
 #[derive(Debug, Default)]
@@ -21,17 +23,18 @@ pub(crate) struct TileIndices {
 }
 
 impl TileIndices {
-    /// Decodes a tile. If it is damaged, what comes back has the error, and zeros.
+    /// Decodes a tile, whose rows have these values if their stream is sound. If either is damaged, what comes back has the error and nothing else that means
+    /// anything.
     pub(crate) fn new(
         coded: &CodedTensor<'_>,
         number: usize,
         tables: &Tables<'_>,
-        row_values: &[RowValue],
+        (row_values, row_outcome): &(Vec<RowValue>, Result<(), Error>),
     ) -> Result<Self, Error> {
         let tile = coded.tile(number)?;
         let region = tile.region();
         let columns = if coded.is_transposed() { region.out.len() } else { region.input.len() };
-        let empty = Self {
+        let mut decoded = Self {
             rows: tile.rows(),
             columns,
             lanes: coded.geometry().lanes(),
@@ -39,32 +42,21 @@ impl TileIndices {
             column_scales: vec![0.0; columns],
             ..Self::default()
         };
-        let decoded = empty.decoded(coded, number, tables, row_values);
-        Ok(decoded.unwrap_or_else(|(empty, error)| Self { error: Some(error), ..empty }))
-    }
-
-    fn decoded(
-        mut self,
-        coded: &CodedTensor<'_>,
-        number: usize,
-        tables: &Tables<'_>,
-        row_values: &[RowValue],
-    ) -> Result<Self, (Self, Error)> {
-        match self.decode(coded, number, tables, row_values) {
-            Ok(()) => Ok(self),
-            Err(error) => Err((self, error)),
-        }
+        // Checksums come first, as when the host decodes.
+        let outcome = tile.decoder(tables, Checks::All).and_then(|decoder| {
+            (*row_outcome)?;
+            decoded.decode(decoder, tables, row_values)
+        });
+        decoded.error = outcome.err();
+        Ok(decoded)
     }
 
     fn decode(
         &mut self,
-        coded: &CodedTensor<'_>,
-        number: usize,
+        mut decoder: TileDecoder<'_>,
         tables: &Tables<'_>,
         row_values: &[RowValue],
     ) -> Result<(), Error> {
-        let tile = coded.tile(number)?;
-        let mut decoder = tile.decoder(tables, Checks::All)?;
         let mut chunk = Chunk::default();
         let last_class = tables.classes() - 1;
         for first_column in (0..self.columns).step_by(self.lanes) {
@@ -85,8 +77,7 @@ impl TileIndices {
                 }
             }
         }
-        // What is wrong with the end of the stream shows only now.
-        decoder.next_chunk_by(tables, row_values, &mut chunk).map(|_| ())
+        Ok(())
     }
 }
 

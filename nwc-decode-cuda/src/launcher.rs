@@ -243,7 +243,8 @@ impl Decoder {
         }
         let function = module.get_function(kernel).to("find a kernel")?;
         let shared = tables + warps * per_warp;
-        allow_shared(&function, shared)?;
+        // All launches of a kernel share this: it must not fall again.
+        allow_shared(&function, self.most_shared)?;
         let launch = Launch {
             decoder: self,
             function,

@@ -138,14 +138,7 @@ impl<'a> Warp<'a> {
             let symbols = Symbols::new(View(tables), tensor, record.table());
             (symbols, Lane::new(record), Asked { words: Vec::new(), read: 0, end: 2 * record.words() })
         });
-        let mut warp = Self {
-            view,
-            tensor,
-            item,
-            lanes: lanes.collect(),
-            next: item.words * (UNIT / GROUP) as u32,
-            patches: 0,
-        };
+        let mut warp = Self { view, tensor, item, lanes: lanes.collect(), next: 0, patches: 0 };
         for _ in 0..RING_BYTES / GROUP {
             warp.ask();
         }
@@ -153,10 +146,10 @@ impl<'a> Warp<'a> {
     }
 
     fn ask(&mut self) {
-        let last = (self.view.0.len() / GROUP - 1) as u32;
+        let last = lane::last_group(self.tensor.units, self.item.words);
         for (.., words) in &mut self.lanes {
             if lane::asks(words.read, 2 * words.words.len() as u32, words.end) {
-                let group: [u16; GROUP / 2] = self.view.read(0, self.next.min(last) as usize);
+                let group: [u16; GROUP / 2] = self.view.read(self.item.words, self.next.min(last) as usize);
                 words.words.extend(group);
                 self.next += 1;
             }

@@ -157,6 +157,7 @@ fn valid() -> Vec<(&'static str, File)> {
         ("shapes", shapes()),
         ("spare-words", spare_words()),
         ("densest", densest()),
+        ("warps", warps()),
         ("small-hadamard", small_hadamard()),
         ("hadamard", hadamard()),
         ("small-seek", small_sides().with_seek_points(1)),
@@ -671,6 +672,23 @@ fn spare_words() -> File {
         .find(|coded| coded.streams.iter().all(|stream| stream.words.len() % 2 == odd))
         .expect("chance brings it");
         file.coded(["even", "odd"][odd], F32, &[9, 3], coded);
+    }
+    file
+}
+
+/// 32 lanes side by side, whose last rows are no whole chunk, coded as they are and transposed.
+fn warps() -> File {
+    let mut rng = Rng(29);
+    let tables = vec![Table::weights(6, 12, 1), Table::weights(14, 5, 1)];
+    let mut file = File { codecs: vec![Codec::trellis(trellis(64), 12, 1, tables)], ..File::default() };
+    for (rows, tile_rows) in [(33, 33), (40, 20)] {
+        for view in [0, 1] {
+            let coded =
+                Coded { view, lanes: 32, per_lane: 2, tile_rows, step: -1500, ..Coded::plain(rows, 64) };
+            let dims = if view == 0 { [rows, 64] } else { [64, rows] };
+            let dtype = if rows == 33 { F16 } else { BF16 };
+            file.random(&format!("rows{rows}view{view}"), dtype, &dims, coded, 20, &mut rng);
+        }
     }
     file
 }

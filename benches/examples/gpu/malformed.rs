@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use half::f16;
 use nwc_decode_core::{Container, DType, Limits};
 use nwc_decode_cuda::cust::context::Context;
 use nwc_decode_cuda::cust::memory::{CopyDestination, DeviceBuffer, DevicePointer};
@@ -68,6 +69,8 @@ struct Campaign<'c> {
     output: DeviceBuffer<u8>,
     /// As long as the output.
     fill: Vec<u8>,
+    /// What is decoded next: the two types, which kernels write in different ways, take turns.
+    dtype: DType,
 }
 
 /// Flips each byte of the vectors and of their images.
@@ -78,6 +81,7 @@ pub(crate) fn run(context: &Context, folder: &Path, most_bytes: usize, all_bits:
         decoder: None,
         output: DeviceBuffer::from_slice(&[FILL; ALIGNMENT])?,
         fill: vec![FILL; ALIGNMENT],
+        dtype: DType::F32,
     };
     let (mut containers, mut images) = (Count::default(), Count::default());
     let (mut files, mut images_left_out) = (0, Vec::new());
@@ -144,14 +148,17 @@ fn damaged_image(container: &[u8], place: usize, mask: u8) -> Option<Image> {
 }
 
 impl Campaign<'_> {
-    /// Decodes all tensors to F32, on the GPU and on the processor, and compares status and bytes. `all`: those of tensors with damaged items too. What a lane
+    /// Decodes all tensors to F32 or F16, on the GPU and on the processor, and compares status and bytes. `all`: those of tensors with damaged items too. What a lane
     /// reads beyond its last word is anything, as long as it is in the warp's own memory, and always found out in the end.
     fn image(&mut self, image: Image, all: bool) -> Result<Outcome> {
+        let dtype = self.dtype;
+        self.dtype = if dtype == DType::F32 { DType::F16 } else { DType::F32 };
+        let bytes = if dtype == DType::F32 { size_of::<f32>() } else { size_of::<f16>() };
         let mut offsets = Vec::new();
         let mut end = 0usize;
         for tensor in image.tensors() {
             offsets.push(end);
-            end = (end + tensor.elements() * size_of::<f32>()).next_multiple_of(ALIGNMENT);
+            end = (end + tensor.elements() * bytes).next_multiple_of(ALIGNMENT);
         }
         if self.fill.len() < end {
             self.fill.resize(end, FILL);
@@ -167,7 +174,7 @@ impl Campaign<'_> {
         let pointers: Vec<_> = offsets.iter().map(|&at| DevicePointer::from_raw(start + at as u64)).collect();
         // All that is allocated, so that a weight beside its tensor shows too.
         self.output.copy_from(&self.fill)?;
-        let plan = match decoder.plan(&tensors, DType::F32, &pointers) {
+        let plan = match decoder.plan(&tensors, dtype, &pointers) {
             Err(Error::Usage(_)) => return Ok(Outcome::Refused),
             plan => plan?,
         };
@@ -180,17 +187,25 @@ impl Campaign<'_> {
         let mut expected = self.fill.clone();
         let image = decoder.image();
         for (number, (tensor, &at)) in image.tensors().iter().zip(&offsets).enumerate() {
-            let mut weights = vec![f32::from_le_bytes([FILL; 4]); tensor.elements()];
+            let mut weights = vec![f32::NAN; tensor.elements()];
             let expected_status = image.status_on_host(number, &mut weights)?;
             let status = &status[image.items_of(number)];
             ensure!(status == expected_status, "{}: status {status:?}, not {expected_status:?}", tensor.name);
+            let place = at..at + bytes * tensor.elements();
             if !all && status.iter().any(|code| *code != 0) {
-                let place = at..at + size_of::<f32>() * tensor.elements();
                 expected[place.clone()].copy_from_slice(&found[place]);
                 continue;
             }
-            let bytes = weights.iter().flat_map(|weight| weight.to_le_bytes());
-            expected[at..].iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte);
+            for (to, &weight) in expected[place].chunks_exact_mut(bytes).zip(&weights) {
+                // What no item decodes stays as it was.
+                if weight.is_nan() {
+                } else if dtype == DType::F32 {
+                    to.copy_from_slice(&weight.to_le_bytes());
+                } else {
+                    let most = f16::MAX.to_f32();
+                    to.copy_from_slice(&f16::from_f32(weight.clamp(-most, most)).to_le_bytes());
+                }
+            }
         }
         let differs = found.iter().zip(&expected).position(|(found, expected)| found != expected);
         ensure!(

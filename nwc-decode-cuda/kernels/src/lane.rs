@@ -6,7 +6,7 @@
 
 use nwc_decode_core::Error;
 
-use crate::layout::{CHUNK, GROUP, LaneRecord, RING_BYTES, TensorRecord};
+use crate::layout::{CHUNK, GROUP, LaneRecord, RING_BYTES, TensorRecord, UNIT};
 use crate::num::{byte, delayed};
 
 /// The bottom of a lane's range, and its state at the end of an item.
@@ -234,6 +234,16 @@ pub fn synthesise(indices: [i32; CHUNK], with_hadamard: bool, rows: u32) -> [i32
 pub const fn asks(read: u32, asked: u32, end: u32) -> bool {
     asked < end && asked.wrapping_sub(read) <= (RING_BYTES - GROUP) as u32
 }
+
+/// The last group of an image that has so many units, counted from the unit `words`: none beyond may be copied.
+#[inline(always)]
+pub const fn last_group(units: u32, words: u32) -> u32 {
+    let (left, most) = (units - words, u32::MAX / GROUPS);
+    (if left < most { left } else { most }) * GROUPS - 1
+}
+
+/// Groups of a unit.
+const GROUPS: u32 = (UNIT / GROUP) as u32;
 
 /// Chunks during which words may be under way.
 pub const PENDING: u32 = (RING_BYTES / GROUP) as u32 - 2;

@@ -25,9 +25,13 @@ pub const RING_BYTES: usize = 32;
 pub const AHEAD_BYTES: usize = LANES * (RING_BYTES + 24);
 
 /// Bytes of shared memory that a warp needs to turn a chunk of 16-bit numbers around.
+///
+/// cbindgen:ignore
 pub const TILE_BYTES: usize = CHUNK * LANES * 2 * 5 / 4;
 
 /// Bytes of shared memory that a warp of `nwc_decode` needs beside what it reads ahead: for a chunk.
+///
+/// cbindgen:ignore
 pub const DECODE_WARP_BYTES: usize = TILE_BYTES;
 
 /// Bytes of shared memory that a warp of `nwc_gemv` or `nwc_gemm` needs beside what it reads ahead: for a chunk, and sums of some chunks for each kept
@@ -69,7 +73,7 @@ impl Header {
     pub const MAGIC: u32 = 0x6943_574E;
 }
 
-/// A tensor, or a part of one that shares tables.
+/// A tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct TensorRecord {

@@ -12,7 +12,7 @@ const SOURCES: [&str; 2] =
     ["nwc-decode-cuda/kernels/src/layout.rs", "nwc-decode-cuda/kernels/src/device/view.rs"];
 
 /// What is declared, and its name in C, which has no modules.
-const NAMES: [(&str, &str); 20] = [
+const NAMES: [(&str, &str); 21] = [
     ("UNIT", "NWC_UNIT"),
     ("LANES", "NWC_LANES"),
     ("CHUNK", "NWC_CHUNK"),
@@ -21,6 +21,7 @@ const NAMES: [(&str, &str); 20] = [
     ("AHEAD_BYTES", "NWC_AHEAD_BYTES"),
     ("MAGIC", "NWC_MAGIC"),
     ("CAREFUL", "NWC_FLAG_CAREFUL"),
+    ("PLAIN_COLUMNS", "NWC_FLAG_PLAIN_COLUMNS"),
     ("Header", "NwcHeader"),
     ("TensorRecord", "NwcTensorRecord"),
     ("ItemRecord", "NwcItemRecord"),
@@ -72,7 +73,14 @@ pub(crate) fn text() -> Result<String> {
     let bindings = sources.with_config(config).generate().context("the layout cannot be said in C")?;
     let mut text = Vec::new();
     bindings.write(&mut text);
-    let text = without_links(&String::from_utf8(text)?).replace("NwcHeader_MAGIC", "NWC_MAGIC");
+    let text = without_links(&String::from_utf8(text)?)
+        .replace("NwcHeader_MAGIC", "NWC_MAGIC")
+        .replace("NwcPatch_END", "NWC_PATCH_END")
+        .replace("NWC_END_*", "NWC_PATCH_END");
+    let defined = text.lines().filter_map(|line| line.strip_prefix("#define "));
+    for name in defined {
+        ensure!(name.starts_with("NWC_"), "{name} is defined without NWC_");
+    }
     for (rust, c) in NAMES {
         ensure!(text.contains(&format!(" {c} ")), "{rust} is not declared as {c}:\n{text}");
     }
@@ -101,6 +109,9 @@ mod tests {
     #[test]
     fn links_become_names_of_c() {
         let rust = "Some of [`flag`], say [`flag::CAREFUL`], in a [`TensorRecord`]: `x`.";
-        assert_eq!(without_links(rust), "Some of NWC_FLAG_*, say NWC_FLAG_CAREFUL, in a NwcTensorRecord: `x`.");
+        assert_eq!(
+            without_links(rust),
+            "Some of NWC_FLAG_*, say NWC_FLAG_CAREFUL, in a NwcTensorRecord: `x`."
+        );
     }
 }

@@ -11,8 +11,8 @@ use super::item::{Place, Sink, Walk, decode, weights};
 use crate::lane::{Bytes, rows, unit_bits};
 use crate::layout::{self, BlockRecord, CHUNK, LANES, TILE_BYTES, flag};
 
-/// Decodes items into tensors in the memory of the device. The grid has a block for each of `blocks`; each block has a multiple of 32 threads, and shared memory for
-/// its threads' rings and the largest tables of its tensors. A block has a warp for each of its items.
+/// Decodes items into tensors in the memory of the device. The grid has a block for each of `blocks`; each block has a multiple of 32 threads, and for each
+/// warp [`layout::AHEAD_BYTES`] and [`layout::DECODE_WARP_BYTES`] of shared memory, and the tables of its tensor. A block has a warp for each of its items.
 ///
 /// `outputs` has the tensors' addresses, `dtype` is the code of their type, `status` takes an error code, or 0, for each item of the image.
 ///
@@ -39,11 +39,7 @@ pub unsafe extern "ptx-kernel" fn nwc_decode(
         commit_and_wait::<0>();
         sync_block();
         if number < block.record.items {
-            let code = if place.item.error == 0 {
-                decode(&place, walk, false, &mut writer)
-            } else {
-                place.item.error
-            };
+            let code = decode(&place, walk, false, &mut writer);
             block.report(status, number, &place, code);
         }
     }
@@ -184,13 +180,7 @@ impl Writer {
             Along::Nothing
         };
         Self {
-            // A thread writes 8 columns of each row from its quarter on: see `write_rows`.
-            out: if along == Along::Rows {
-                warp_out
-                    .wrapping_add((place.lane / 4) as usize * stride * bytes + (place.lane % 4) as usize * 16)
-            } else {
-                out
-            },
+            out,
             stride: stride * bytes,
             scale,
             dtype,
@@ -246,7 +236,7 @@ impl Writer {
     /// Writes a chunk of 16-bit numbers by rows: each thread 8 columns of two rows.
     ///
     /// The matrices that `load_matrices` hands out give a thread two neighbours of each; so columns 2q and 2q + 1 of every eight go to matrix q, and what a
-    /// thread gets of the four matrices are eight neighbours.
+    /// thread gets of the four matrices are eight neighbours. `out` is where the lane's own column begins in the first row.
     ///
     /// # Safety
     /// As [`write`](Self::write).
@@ -256,6 +246,8 @@ impl Writer {
         let (matrix, half) = (TILE_BYTES as u32 / 8, TILE_BYTES as u32 / 2);
         let to = self.tile + lane / 2 % 4 * matrix + (lane / 8 * 2 + lane % 2) * 16;
         let from = self.tile + lane / 8 * matrix + lane % 8 * 16;
+        let out = out.wrapping_add((lane / 4) as usize * self.stride + (lane % 4) as usize * 16);
+        let out = out.wrapping_sub(lane as usize * 2);
         // SAFETY: the warp's own shared memory, and by the caller.
         unsafe {
             store_shared_4(to, [words[0], words[1], words[2], words[3]]);

@@ -3,7 +3,7 @@
 
 use nwc_decode_core::Error;
 
-use super::intrinsics::{commit_and_wait, lane, pack_bf16, pack_f16, shared};
+use super::intrinsics::{commit_and_wait, lane, pack_bf16, pack_f16, shared, sync_warp};
 use super::item::{Image, Place, Walk, first_code, is_careful, stage, weights};
 use super::ring::RING_BYTES;
 use super::view::{Item, Pairs, Rows, Tensor};
@@ -135,8 +135,9 @@ pub unsafe extern "C" fn nwc_next_bf16(item: *mut Item) -> Pairs {
 /// `item` is begun; all threads of the warp come.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nwc_end(item: *const Item) -> u32 {
-    // What is still to come would come into memory that is the caller's again.
+    // What is still to come would come into memory that is the caller's again, and other lanes may still read there.
     commit_and_wait::<0>();
+    sync_warp();
     // SAFETY: by the caller.
     unsafe {
         let item = &*item;

@@ -1,6 +1,6 @@
 //! y = W x straight from the compressed tensor.
 //!
-//! A chunk of a warp is 16 rows of 32 columns: two tensor-core matrices. Indices go to them as they are, exact in binary16; the scales of the columns that are summed over are multiplied
+//! A chunk of a warp is 16 rows of 32 columns: two tensor-core matrices. Indices go to them as they are, exact in binary16 (but for those of careful chunks above 2^16); the scales of the columns that are summed over are multiplied
 //! into x, the others into y.
 
 use super::block::Block;
@@ -338,13 +338,17 @@ impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Product<TILES,
                 // SAFETY: by the caller of the kernel.
                 unsafe {
                     pack_f16(
-                        self.of_row(place, n, row + row_at(at), unit),
-                        self.of_row(place, n, row + row_at(at + 1), unit),
+                        self.of_row(place, n, row + row_at(at)),
+                        self.of_row(place, n, row + row_at(at + 1)),
                     )
                 }
             });
             for part in 0..2 {
-                multiply_add(&mut self.totals[tile][part], a[part], b);
+                let mut sums = [0.0; 4];
+                multiply_add(&mut sums, a[part], b);
+                for i in 0..4 {
+                    self.totals[tile][part][i] += sums[i] * unit;
+                }
             }
         }
     }
@@ -354,12 +358,12 @@ impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Product<TILES,
     /// # Safety
     /// As the kernels'.
     #[inline(always)]
-    unsafe fn of_row(&self, place: &Place, n: u32, row: u32, unit: f32) -> f32 {
+    unsafe fn of_row(&self, place: &Place, n: u32, row: u32) -> f32 {
         // SAFETY: scales lie in memory for whole chunks; x by the caller.
         unsafe {
             let scale: f32 = place.image.read(place.item.row_scales, row);
             let x = self.input(place, n, place.item.first_row + row, row < place.item.rows);
-            x * (scale / place.item.largest_row_scale * unit)
+            x * (scale / place.item.largest_row_scale)
         }
     }
 

@@ -6,7 +6,7 @@ use super::intrinsics::{
 use super::ring::{RING_BYTES, Ring, RingPlace};
 use super::view::{RingParts, WalkState};
 use crate::lane::{self, Lane, Memory, Planes, Symbols};
-use crate::layout::{CHUNK, GROUP, ItemRecord, LANES, LaneRecord, Patch, TensorRecord, UNIT, flag};
+use crate::layout::{CHUNK, ItemRecord, LANES, LaneRecord, Patch, TensorRecord, UNIT, flag};
 
 /// An image in global memory.
 #[derive(Clone, Copy)]
@@ -141,7 +141,7 @@ pub(crate) trait Sink {
     #[inline(always)]
     fn skip(&mut self, _place: &Place, _row: u32) {}
 
-    /// After each chunk, decoded or not, at one place in the code: here all threads of a block can wait for each other.
+    /// After each chunk, decoded or not: here all threads of a block can wait for each other, for all are at the same row.
     #[inline(always)]
     fn after(&mut self, _place: &Place, _row: u32) {}
 }
@@ -285,9 +285,9 @@ impl Walk {
     /// All threads of the warp come.
     #[inline(always)]
     pub(crate) unsafe fn new(place: &Place) -> Self {
-        // SAFETY: the item has a record for each lane, which tells the truth about its words.
+        // SAFETY: whatever the lane's record says, what is copied is in the image and goes to the ring.
         unsafe {
-            let words = Ring::new(place.image, place.item.words, Self::ring_place(place));
+            let words = Ring::new(place.image, Self::ring_place(place));
             ask_for_rows(place, place.tensor.planes, 0);
             let lane = Lane::new(place.record);
             let state = WalkState { x: lane.x, path: lane.path, planes: [0; 2], patch: 0 };
@@ -308,11 +308,11 @@ impl Walk {
 
     #[inline(always)]
     fn ring_place(place: &Place) -> RingPlace {
-        let ring = place.ahead + place.lane * RING_BYTES;
         RingPlace {
             bytes: place.record.words() * 2,
-            ring,
-            last: place.tensor.units * (UNIT / GROUP) as u32 - 1,
+            ring: place.ahead + place.lane * RING_BYTES,
+            words: place.item.words,
+            last: lane::last_group(place.tensor.units, place.item.words),
         }
     }
 

@@ -6,14 +6,12 @@ use super::intrinsics::{ballot, commit_and_wait, copy_group_async, lanes_below};
 use super::item::Image;
 use super::view::RingParts;
 use crate::lane::{self, LOWER_BOUND, PENDING, Words};
-use crate::layout::{self, GROUP, UNIT};
+use crate::layout::{self, GROUP};
 
 /// Bytes of a lane's ring.
 pub(crate) const RING_BYTES: u32 = layout::RING_BYTES as u32;
 /// Bytes that are copied at a time.
 const COPY_BYTES: u32 = GROUP as u32;
-/// Groups of a unit.
-const GROUPS: u32 = (UNIT / GROUP) as u32;
 
 /// The words of one lane.
 ///
@@ -37,7 +35,9 @@ pub(crate) struct RingPlace {
     pub(crate) bytes: u32,
     /// [`RING_BYTES`] of the block's shared memory, at a multiple of them, of this thread alone.
     pub(crate) ring: u32,
-    /// The last group of the image.
+    /// Unit of the image that the item's words begin in.
+    pub(crate) words: u32,
+    /// The last group of the image, from there on.
     pub(crate) last: u32,
 }
 
@@ -48,15 +48,14 @@ const fn turn(ring: u32) -> u32 {
 }
 
 impl Ring {
-    /// At an item's first word, in the unit `first`; the first words have arrived when all copies have.
+    /// At an item's first word; the first words have arrived when all copies have.
     ///
     /// # Safety
     /// All threads of the warp come. The place is one.
     #[inline(always)]
-    pub(crate) unsafe fn new(image: Image, first: u32, place: RingPlace) -> Self {
+    pub(crate) unsafe fn new(image: Image, place: RingPlace) -> Self {
         let turn = turn(place.ring);
-        let mut ring =
-            Self { parts: RingParts { read: turn, asked: turn, next: first * GROUPS }, place, image };
+        let mut ring = Self { parts: RingParts { read: turn, asked: turn, next: 0 }, place, image };
         for _ in 0..RING_BYTES / COPY_BYTES {
             ring.ask();
         }
@@ -95,7 +94,7 @@ impl Ring {
             unsafe {
                 copy_group_async(
                     self.place.ring | (asked & (RING_BYTES - 1)),
-                    self.image.0.wrapping_add(group as usize * GROUP),
+                    self.image.at(self.place.words).wrapping_add(group as usize * GROUP),
                 )
             };
             self.parts.asked += COPY_BYTES;

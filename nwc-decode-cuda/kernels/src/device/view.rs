@@ -66,7 +66,7 @@ pub struct RingParts {
     pub read: u32,
     /// Place behind what has been asked for.
     pub asked: u32,
-    /// Group of the image that some lane asks for next.
+    /// Group of the item's words that some lane asks for next.
     pub next: u32,
 }
 
