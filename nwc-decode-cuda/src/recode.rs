@@ -147,7 +147,7 @@ impl Recoder {
             let indices = &tile.indices[column * tile.rows..][piece.rows.clone()];
             let (table, coded) = self.code(indices, lane, &mut piece.patches);
             let before = paths.map_or(0, |paths| paths.before(column, tile.rows, piece.rows.start));
-            debug_assert!(coded.words.len() <= usize::from(u16::MAX), "items have at most 2^16 rows");
+            debug_assert!(u16::try_from(coded.words.len()).is_ok(), "items have at most 2^16 rows");
             piece.lanes[lane] = LaneRecord::new(coded.states, coded.words.len() as u16, before, table);
             lanes[lane] = coded;
             let mut plane = 0;
