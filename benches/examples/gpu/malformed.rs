@@ -8,7 +8,7 @@ use nwc_decode_core::{Container, DType, Limits};
 use nwc_decode_cuda::cust::context::Context;
 use nwc_decode_cuda::cust::memory::{CopyDestination, DeviceBuffer, DevicePointer};
 use nwc_decode_cuda::cust::stream::{Stream, StreamFlags};
-use nwc_decode_cuda::{Decoder, Error, Image, ImageOptions};
+use nwc_decode_cuda::{Decoder, Error, Image, ImageOptions, ImageTensor};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -61,6 +61,31 @@ enum Outcome {
     Decoded(Vec<u32>),
 }
 
+/// An image, and what the processor finds in its tensors.
+struct Case {
+    image: Image,
+    expected: Vec<Expected>,
+}
+
+/// What a tensor decodes to: the status of its items, and its weights, NaN where no item decodes them.
+struct Expected {
+    status: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+impl Case {
+    fn new(image: Image) -> Self {
+        let expected = |(number, tensor): (usize, &ImageTensor)| {
+            let mut weights = vec![f32::NAN; tensor.elements()];
+            let status =
+                image.status_on_host(number, &mut weights).expect("the output is as long as the tensor");
+            Expected { status, weights }
+        };
+        let expected = image.tensors().iter().enumerate().map(expected).collect();
+        Self { image, expected }
+    }
+}
+
 /// Decodes images on the GPU, one after the other.
 struct Campaign<'c> {
     context: &'c Context,
@@ -96,12 +121,13 @@ pub(crate) fn run(context: &Context, folder: &Path, most_bytes: usize, all_bits:
         let cases: Vec<(usize, u8)> =
             (0..vector.bytes.len()).flat_map(|place| masks(place).map(move |mask| (place, mask))).collect();
         for cases in cases.chunks(TOGETHER) {
-            let made: Vec<Option<Image>> =
-                cases.par_iter().map(|&(place, mask)| damaged_image(&vector.bytes, place, mask)).collect();
-            for (&(place, mask), image) in cases.iter().zip(made) {
-                let outcome = match image {
-                    Some(image) => campaign
-                        .image(image, true)
+            let case =
+                |&(place, mask): &(usize, u8)| damaged_image(&vector.bytes, place, mask).map(Case::new);
+            let made: Vec<Option<Case>> = cases.par_iter().map(case).collect();
+            for (&(place, mask), case) in cases.iter().zip(made) {
+                let outcome = match case {
+                    Some(case) => campaign
+                        .run(case, true)
                         .with_context(|| format!("{}: byte {place} ^ {mask:#x}", vector.file))?,
                     None => Outcome::Refused,
                 };
@@ -114,18 +140,22 @@ pub(crate) fn run(context: &Context, folder: &Path, most_bytes: usize, all_bits:
             images_left_out.push(vector.file.clone());
             continue;
         }
-        for item in (0..image.items()).step_by(image.items().div_ceil(MOST_ITEMS).max(1)) {
-            for place in image.untrusted(item).into_iter().flatten() {
-                for mask in masks(place) {
-                    let name = || format!("{}: byte {place} of the image ^ {mask:#x}", vector.file);
-                    let outcome =
-                        campaign.image(image.with_flipped(place, mask), false).with_context(name)?;
-                    if let Outcome::Decoded(status) = &outcome {
-                        let mut others = status.iter().enumerate().filter(|(number, _)| *number != item);
-                        ensure!(others.all(|(_, &code)| code == 0), "{}: {status:?}", name());
-                    }
-                    images.add(&outcome);
+        let items = (0..image.items()).step_by(image.items().div_ceil(MOST_ITEMS).max(1));
+        let places =
+            items.flat_map(|item| image.untrusted(item).into_iter().flatten().map(move |at| (item, at)));
+        let cases: Vec<(usize, usize, u8)> =
+            places.flat_map(|(item, place)| masks(place).map(move |mask| (item, place, mask))).collect();
+        for cases in cases.chunks(TOGETHER) {
+            let case = |&(_, place, mask): &(usize, usize, u8)| Case::new(image.with_flipped(place, mask));
+            let made: Vec<Case> = cases.par_iter().map(case).collect();
+            for (&(item, place, mask), case) in cases.iter().zip(made) {
+                let name = || format!("{}: byte {place} of the image ^ {mask:#x}", vector.file);
+                let outcome = campaign.run(case, false).with_context(name)?;
+                if let Outcome::Decoded(status) = &outcome {
+                    let mut others = status.iter().enumerate().filter(|(number, _)| *number != item);
+                    ensure!(others.all(|(_, &code)| code == 0), "{}: {status:?}", name());
                 }
+                images.add(&outcome);
             }
         }
     }
@@ -148,9 +178,9 @@ fn damaged_image(container: &[u8], place: usize, mask: u8) -> Option<Image> {
 }
 
 impl Campaign<'_> {
-    /// Decodes all tensors to F32 or F16, on the GPU and on the processor, and compares status and bytes. `all`: those of tensors with damaged items too. What a lane
+    /// Decodes all tensors to F32 or F16 on the GPU, and compares status and bytes with the processor's. `all`: those of tensors with damaged items too. What a lane
     /// reads beyond its last word is anything, as long as it is in the warp's own memory, and always found out in the end.
-    fn image(&mut self, image: Image, all: bool) -> Result<Outcome> {
+    fn run(&mut self, Case { image, expected: on_host }: Case, all: bool) -> Result<Outcome> {
         let dtype = self.dtype;
         self.dtype = if dtype == DType::F32 { DType::F16 } else { DType::F32 };
         let bytes = if dtype == DType::F32 { size_of::<f32>() } else { size_of::<f16>() };
@@ -187,8 +217,7 @@ impl Campaign<'_> {
         let mut expected = self.fill.clone();
         let image = decoder.image();
         for (number, (tensor, &at)) in image.tensors().iter().zip(&offsets).enumerate() {
-            let mut weights = vec![f32::NAN; tensor.elements()];
-            let expected_status = image.status_on_host(number, &mut weights)?;
+            let Expected { status: expected_status, weights } = &on_host[number];
             let status = &status[image.items_of(number)];
             ensure!(status == expected_status, "{}: status {status:?}, not {expected_status:?}", tensor.name);
             let place = at..at + bytes * tensor.elements();
@@ -196,7 +225,7 @@ impl Campaign<'_> {
                 expected[place.clone()].copy_from_slice(&found[place]);
                 continue;
             }
-            for (to, &weight) in expected[place].chunks_exact_mut(bytes).zip(&weights) {
+            for (to, &weight) in expected[place].chunks_exact_mut(bytes).zip(weights) {
                 // What no item decodes stays as it was.
                 if weight.is_nan() {
                 } else if dtype == DType::F32 {

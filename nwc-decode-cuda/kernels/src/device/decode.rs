@@ -33,7 +33,7 @@ pub unsafe extern "ptx-kernel" fn nwc_decode(
         let output = outputs.add(block.record.output as usize).read();
         let number = Block::warp();
         let place = block.place(number.min(block.record.items - 1));
-        let walk = Walk::new(&place);
+        let walk = Walk::new(&place, true);
         let tile = block.own + number * WARP_BYTES;
         let mut writer = Writer::new(&place, place.column_scale(), output, dtype, tile);
         commit_and_wait::<0>();

@@ -89,7 +89,7 @@ pub unsafe extern "C" fn nwc_begin(
             if lane < begun.record.columns_here {
                 begun.column_scale = place.column_scale();
             }
-            begun.keep(&Walk::new(&place));
+            begun.keep(&Walk::new(&place, true));
             commit_and_wait::<0>();
         }
         item.write(begun);

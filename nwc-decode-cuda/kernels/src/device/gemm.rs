@@ -110,7 +110,7 @@ unsafe fn product<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool>(
         let warp = Block::warp();
         let number = warp.min(block.record.items - 1);
         let place = block.place(number);
-        let walk = Walk::new(&place);
+        let walk = Walk::new(&place, TRANSPOSED);
         let scale = place.column_scale();
         let mut product = Product::<TILES, KEPT, TRANSPOSED> {
             x,
@@ -331,6 +331,7 @@ impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Product<TILES,
             // SAFETY: the warp's own shared memory.
             a[part] = unsafe { load_matrices::<false>(at) };
         }
+        sync_warp(); // the other lanes' copies of scales have arrived too
         for tile in 0..TILES {
             let n = 8 * tile as u32 + place.lane / 4;
             let b = [0, 8].map(|half| {
@@ -361,7 +362,7 @@ impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Product<TILES,
     unsafe fn of_row(&self, place: &Place, n: u32, row: u32) -> f32 {
         // SAFETY: scales lie in memory for whole chunks; x by the caller.
         unsafe {
-            let scale: f32 = place.image.read(place.item.row_scales, row);
+            let scale = place.row_scale(row);
             let x = self.input(place, n, place.item.first_row + row, row < place.item.rows);
             x * (scale / place.item.largest_row_scale)
         }

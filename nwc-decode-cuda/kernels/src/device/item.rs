@@ -114,6 +114,13 @@ impl Place {
         [0, 16, 32, 48].map(|place| unsafe { load_shared_4(at + place) })
     }
 
+    /// The scale of a row, likewise; the warp has come together since.
+    #[inline(always)]
+    pub(crate) fn row_scale(&self, row: u32) -> f32 {
+        // SAFETY: the warp's own shared memory.
+        f32::from_bits(unsafe { load_shared(scale_slot(self, row / 32) + row % 32 * 4) })
+    }
+
     /// The scale of the thread's column.
     ///
     /// # Safety
@@ -273,25 +280,27 @@ pub(crate) unsafe fn is_careful(place: &Place, row: u32) -> bool {
 
 /// A lane on its way down an item.
 pub(crate) struct Walk {
+    /// Whether scales of rows are read ahead.
+    scales: bool,
     state: WalkState,
     words: Ring,
     symbols: Symbols<Shared>,
 }
 
 impl Walk {
-    /// At the item's first row, where it has arrived when all copies have (`commit_and_wait`).
+    /// At the item's first row, where it has arrived when all copies have (`commit_and_wait`). `scales`: those of rows are wanted, too.
     ///
     /// # Safety
     /// All threads of the warp come.
     #[inline(always)]
-    pub(crate) unsafe fn new(place: &Place) -> Self {
+    pub(crate) unsafe fn new(place: &Place, scales: bool) -> Self {
         // SAFETY: whatever the lane's record says, what is copied is in the image and goes to the ring.
         unsafe {
             let words = Ring::new(place.image, Self::ring_place(place));
-            ask_for_rows(place, place.tensor.planes, 0);
+            ask_for_rows(place, place.tensor.planes, scales, 0);
             let lane = Lane::new(place.record);
             let state = WalkState { x: lane.x, path: lane.path, planes: [0; 2], patch: 0 };
-            Self { state, words, symbols: Self::symbols(place) }
+            Self { scales, state, words, symbols: Self::symbols(place) }
         }
     }
 
@@ -303,7 +312,7 @@ impl Walk {
     pub(crate) unsafe fn resume(place: &Place, (state, ring): (WalkState, RingParts)) -> Self {
         // SAFETY: by the caller.
         let words = unsafe { Ring::resume(ring, place.image, Self::ring_place(place)) };
-        Self { state, words, symbols: Self::symbols(place) }
+        Self { scales: true, state, words, symbols: Self::symbols(place) }
     }
 
     #[inline(always)]
@@ -347,7 +356,7 @@ impl Walk {
         if !is_odd && row + 2 * (CHUNK as u32) < place.item.rows {
             sync_warp(); // the scales whose place is taken have been read
             // SAFETY: there are such rows.
-            unsafe { ask_for_rows(place, tensor.planes, pair + 1) };
+            unsafe { ask_for_rows(place, tensor.planes, self.scales, pair + 1) };
         }
         self.words.top_up();
         if !is_odd {
@@ -435,7 +444,7 @@ fn scale_slot(place: &Place, pair: u32) -> u32 {
 /// # Safety
 /// The image has the item, and that the chunks.
 #[inline(always)]
-unsafe fn ask_for_rows(place: &Place, planes: u32, pair: u32) {
+unsafe fn ask_for_rows(place: &Place, planes: u32, scales: bool, pair: u32) {
     let Place { image, item, lane, .. } = place;
     // SAFETY: by the caller; scales lie in memory for multiples of 32 rows.
     unsafe {
@@ -448,7 +457,12 @@ unsafe fn ask_for_rows(place: &Place, planes: u32, pair: u32) {
         if planes > 1 {
             copy_word_async(slots[1], at(item.planes, word + LANES as u32));
         }
-        copy_word_async(scale_slot(place, pair) + lane * 4, at(item.row_scales, pair * LANES as u32 + lane));
+        if scales {
+            copy_word_async(
+                scale_slot(place, pair) + lane * 4,
+                at(item.row_scales, pair * LANES as u32 + lane),
+            );
+        }
     }
 }
 
