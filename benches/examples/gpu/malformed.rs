@@ -144,7 +144,7 @@ pub(crate) fn run(context: &Context, folder: &Path, most_bytes: usize, all_bits:
         let places =
             items.flat_map(|item| image.untrusted(item).into_iter().flatten().map(move |at| (item, at)));
         let cases: Vec<(usize, usize, u8)> =
-            places.flat_map(|(item, place)| masks(place).map(move |mask| (item, place, mask))).collect();
+            places.map(|(item, place)| (item, place, 1 << (place % 8))).collect();
         for cases in cases.chunks(TOGETHER) {
             let case = |&(_, place, mask): &(usize, usize, u8)| Case::new(image.with_flipped(place, mask));
             let made: Vec<Case> = cases.par_iter().map(case).collect();
