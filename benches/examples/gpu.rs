@@ -51,7 +51,7 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_value = "16,64,4096")]
         item_rows: Vec<usize>,
         /// Warps of a block: the weights must not depend on it
-        #[arg(long, value_delimiter = ',', default_value = "1,2,5,16,32")]
+        #[arg(long, value_delimiter = ',', default_value = "1,2,5,16,20")]
         warps: Vec<usize>,
     },
     /// Damage the vectors of a folder byte by byte, and compare what the GPU finds with what the processor does

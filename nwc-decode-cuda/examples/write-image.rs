@@ -4,13 +4,14 @@
 //! cargo run -p nwc-decode-cuda --release --example write-image -- model.nwc model.nwci [--item-rows N]
 //! ```
 //!
-//! Prints each tensor's number, shape [batch, out, in], bytes of tables, the CRC-32 of its weights as little-endian binary32, and name.
+//! Prints how large the image is and how long it took, then each tensor's number, shape [batch, out, in], bytes of tables, the CRC-32 of its weights as little-endian binary32, and name.
 
 use std::error::Error;
 use std::fs;
+use std::time::Instant;
 
 use nwc_decode_core::{Checks, Container, Crc32, Limits, Scratch, Table, Tables};
-use nwc_decode_cuda::{Image, ImageOptions};
+use nwc_decode_cuda::{Image, ImageOptions, ImageTensor};
 
 const USAGE: &str = "usage: write-image FILE.nwc OUT.nwci [--item-rows N]";
 
@@ -24,13 +25,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let bytes = fs::read(file)?;
     let container = Container::open(&bytes, &Limits::default())?;
+    let started = Instant::now();
     let image = Image::new(&container, options)?;
+    let seconds = started.elapsed().as_secs_f64();
 
     // Nobody finds half an image.
     let beside = format!("{out}.partial");
     fs::write(&beside, image.bytes())?;
     fs::rename(&beside, out)?;
 
+    let weights: usize = image.tensors().iter().map(ImageTensor::elements).sum();
+    let bits = image.bytes().len() as f64 * 8.0 / weights.max(1) as f64;
+    println!("{weights} weights in {bits:.3} bits each, recoded in {seconds:.3} s");
     println!("number [batch, out, in] table-bytes crc-32 name");
     for (number, tensor) in image.tensors().iter().enumerate() {
         let crc = match crc_of_weights(&container, tensor.index) {

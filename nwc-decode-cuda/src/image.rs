@@ -1,6 +1,6 @@
 //! Making an image: a container's coded tensors in the form that kernels read.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use bytemuck::Pod;
 use nwc_decode_core::{
@@ -337,15 +337,15 @@ fn recoder(tables: &Tables<'_>, tiles: &[TileIndices]) -> Recoder {
     };
     let mean = sound().map(magnitude).sum::<u64>() as f64 / weights.max(1) as f64;
     let split = Split::for_magnitude(mean, path.is_some());
-    let mut classes = BTreeMap::<i32, u64>::new();
-    for (class, count) in sound().flat_map(|tile| &tile.classes) {
-        *classes.entry(*class).or_default() += count;
+    let count = |class: usize| sound().map(|tile| tile.classes[class]).sum::<u64>();
+    let classes = (0..tables.classes()).map(|class| (class, count(class as usize)));
+    let mut spreads: Vec<(Spread, u64)> = classes
+        .filter(|(_, count)| *count > 0)
+        .map(|(class, count)| (Spread::of_class(tables, class, split), count))
+        .collect();
+    if spreads.is_empty() {
+        spreads.push((Spread::of_class(tables, 0, split), 1)); // nothing to code, but a table all the same
     }
-    if classes.is_empty() {
-        classes.insert(0, 1); // nothing to code, but a table all the same
-    }
-    let spreads: Vec<(Spread, u64)> =
-        classes.into_iter().map(|(class, count)| (Spread::of_class(tables, class, split), count)).collect();
     Recoder { split, path, set: TableSet::new(&spreads, MOST_TABLES) }
 }
 

@@ -1,7 +1,6 @@
 //! Decoding a tile on the host once, to its indices.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 
 use nwc_decode_core::{
     CHUNK_ROWS, Checks, Chunk, CodedTensor, Error, RowEngine, RowValue, Rows, Tables, TileDecoder,
@@ -17,8 +16,8 @@ pub(crate) struct TileIndices {
     /// Column by column.
     pub(crate) indices: Vec<i32>,
     pub(crate) column_scales: Vec<f32>,
-    /// Weights of each class.
-    pub(crate) classes: BTreeMap<i32, u64>,
+    /// Number of weights of each class.
+    pub(crate) classes: Vec<u64>,
     pub(crate) error: Option<Error>,
 }
 
@@ -40,6 +39,7 @@ impl TileIndices {
             lanes: coded.geometry().lanes(),
             indices: vec![0; tile.rows() * columns],
             column_scales: vec![0.0; columns],
+            classes: vec![0; tables.classes() as usize],
             ..Self::default()
         };
         // Checksums come first, as when the host decodes.
@@ -71,7 +71,7 @@ impl TileIndices {
                     for row in 0..rows {
                         self.indices[to + row] = heard.indices[row][lane];
                         let class = heard.classes[lane] + row_values[first_row + row].class;
-                        *self.classes.entry(class.clamp(0, last_class)).or_default() += 1;
+                        self.classes[class.clamp(0, last_class) as usize] += 1;
                     }
                     self.column_scales[first_column + lane] = chunk.column_scale[lane];
                 }

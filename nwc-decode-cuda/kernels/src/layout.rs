@@ -37,7 +37,12 @@ pub const DECODE_WARP_BYTES: usize = TILE_BYTES;
 /// Bytes of shared memory that a warp of `nwc_gemv` or `nwc_gemm` needs beside what it reads ahead: for a chunk, and sums of some chunks for each kept
 /// column of the batch.
 pub const fn product_warp_bytes(kept: usize) -> usize {
-    TILE_BYTES + chunks_together(kept) * CHUNK * sums_apart(kept) * 4
+    TILE_BYTES + sums_bytes(kept)
+}
+
+/// Bytes of these sums.
+pub const fn sums_bytes(kept: usize) -> usize {
+    chunks_together(kept) * CHUNK * sums_apart(kept) * 4
 }
 
 /// Floats from a row's sums to the next one's: some to spare, so that threads that write pairs of sums do not meet in a bank.

@@ -102,7 +102,7 @@ unsafe fn product<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool>(
     y: *mut f32,
     status: *mut u32,
 ) {
-    let sums_bytes = layout::product_warp_bytes(KEPT as usize) as u32 - TILE_BYTES;
+    let sums_bytes = layout::sums_bytes(KEPT as usize) as u32;
     // SAFETY: by the caller.
     unsafe {
         let record = tensor.block(block(), wide, 0);

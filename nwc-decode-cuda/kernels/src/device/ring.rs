@@ -10,8 +10,6 @@ use crate::layout::{self, GROUP};
 
 /// Bytes of a lane's ring.
 pub(crate) const RING_BYTES: u32 = layout::RING_BYTES as u32;
-/// Bytes that are copied at a time.
-const COPY_BYTES: u32 = GROUP as u32;
 
 /// The words of one lane.
 ///
@@ -44,7 +42,7 @@ pub(crate) struct RingPlace {
 /// By how much places are turned in a ring.
 #[inline(always)]
 const fn turn(ring: u32) -> u32 {
-    ring / 128 * COPY_BYTES % RING_BYTES
+    ring / 128 * GROUP as u32 % RING_BYTES
 }
 
 impl Ring {
@@ -56,7 +54,7 @@ impl Ring {
     pub(crate) unsafe fn new(image: Image, place: RingPlace) -> Self {
         let turn = turn(place.ring);
         let mut ring = Self { parts: RingParts { read: turn, asked: turn, next: 0 }, place, image };
-        for _ in 0..RING_BYTES / COPY_BYTES {
+        for _ in 0..RING_BYTES / GROUP as u32 {
             ring.ask();
         }
         ring
@@ -97,7 +95,7 @@ impl Ring {
                     self.image.at(self.place.words).wrapping_add(group as usize * GROUP),
                 )
             };
-            self.parts.asked += COPY_BYTES;
+            self.parts.asked += GROUP as u32;
         }
         self.parts.next += all.count_ones();
     }
