@@ -29,7 +29,7 @@ pub trait Memory {
 pub struct Lane {
     /// rANS states that take turns, so that a thread has two look-ups under way.
     pub x: [u32; 2],
-    /// The path of the chunk before, [`spread`](SPREAD).
+    /// The path of the chunk before, row r at bit 2r + 1.
     pub path: u32,
 }
 
