@@ -5,6 +5,7 @@ use std::io::{Read, Seek};
 
 use half::{bf16, f16};
 use nwc_decode_core::{Checks, Chunk, Coding, Container, DType, Limits, SeekPoint, Synthesis};
+use nwc_decode_cuda::{Image, ImageOptions};
 use nwc_encode_host::compress::{Report, Selection, Settings, Target, compress, quantiser};
 use nwc_encode_host::progress::Silent;
 use nwc_encode_host::simd::Level;
@@ -266,6 +267,23 @@ fn check(model: &OwnedTensors, report: &Report, bytes: &[u8]) {
     assert_eq!(report.split.bytes(), bytes.len() as u64);
 }
 
+/// What GPUs read decodes to the same, by the code of their threads.
+fn check_images(bytes: &[u8]) {
+    let container = Container::open(bytes, &Limits::default()).expect("the container is legal");
+    for item_rows in [16, 48, 4096] {
+        let image = Image::new(&container, ImageOptions { item_rows }).expect("the container is good");
+        for (number, line) in image.tensors().iter().enumerate() {
+            let tensor = container.tensor(line.index).expect("it is there");
+            let expected =
+                as_dtype(&container, &tensor, DType::F32, (6, Checks::All, 0xFF)).expect("it decodes");
+            let mut weights = vec![0f32; line.elements()];
+            image.decode_on_host(number, &mut weights).expect("it is sound");
+            let found: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+            assert!(found == expected, "{} in an image of {item_rows} rows an item", line.name);
+        }
+    }
+}
+
 /// Stored seek points are those that are made when the container is loaded, and parts of tiles decode from them side by side.
 fn check_seek_points(bytes: &[u8], seek_rows: usize) {
     let container = Container::open(bytes, &Limits::default()).expect("the container is legal");
@@ -326,6 +344,7 @@ proptest! {
         }
         let (report, bytes) = compressed(&model, &settings, 1);
         check(&model, &report, &bytes);
+        check_images(&bytes);
         check_seek_points(&bytes, settings.seek_rows);
         if twin {
             let expected = if specs[0].bytes().len() >= 64 { "alias" } else { report.tensors[0].coding };
