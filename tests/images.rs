@@ -1,7 +1,13 @@
 //! Images for GPUs decode to what the ledger says, by the code of the GPU's threads.
 
+use std::io::{Read as _, Seek as _};
+
 use nwc_decode_core::{Container, Crc32, DType, Limits};
 use nwc_decode_cuda::{Image, ImageOptions};
+use nwc_encode_host::compress::{Settings, Target, compress, quantiser};
+use nwc_encode_host::progress::Silent;
+use nwc_encode_host::synthetic::Source;
+use nwc_encode_host::tensors::OwnedTensors;
 use nwc_tests::ledger::{Ledger, read_vector};
 
 /// Rows of an item: as few as can be, and so many that most tiles are one.
@@ -36,6 +42,27 @@ fn images_of_all_vectors_decode_to_the_same_weights() {
         }
     }
     assert!(tensors > 100, "{tensors}");
+}
+
+/// The kernels know the encoder's trellises by their polynomials; one that they did not know would cost a plane more, and be decoded all the same.
+#[test]
+fn images_know_the_encoders_trellises() {
+    let mut tensors = OwnedTensors::default();
+    tensors.push_f32("weight".to_owned(), &[64, 64], &Source::Gaussian.matrix(64, 64, 1));
+    for order in 3..=8u32 {
+        let name = format!("trellis{}", 1 << order);
+        let settings = Settings {
+            quantiser: quantiser(&name).expect("it is known"),
+            ..Settings::new(Target::Bits(4.0))
+        };
+        let mut file = tempfile::tempfile().expect("there is room for a file");
+        compress(&tensors, Vec::new(), &settings, &Silent, &mut file).expect("it can be compressed");
+        let mut bytes = Vec::new();
+        file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("the file can be read");
+        let container = Container::open(&bytes, &Limits::default()).expect("it is legal");
+        let image = Image::new(&container, ImageOptions::default()).expect("it is good");
+        assert_eq!(image.record(0).trellis, order, "{name}");
+    }
 }
 
 #[test]

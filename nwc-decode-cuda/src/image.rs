@@ -258,6 +258,7 @@ fn add_tensor(
         trellis: recoder.path.map_or(0, |path| path.order),
         low_bits: recoder.split.low_bits,
         planes: recoder.planes(),
+        items_across: tiles.iter().take(blocks).map(|tile| tile.columns.div_ceil(LANES) as u32).sum(),
         ..bytemuck::Zeroable::zeroed()
     };
     let (mut items, mut lanes) = (Vec::<ItemRecord>::new(), Vec::<[LaneRecord; LANES]>::new());
@@ -272,7 +273,6 @@ fn add_tensor(
         let band_row = if coded.is_transposed() { first.input.start } else { first.out.start };
 
         let segments = values.len().div_ceil(item_rows);
-        record.items_across = pieces.iter().map(|pieces| (pieces.len() / segments) as u32).sum();
         let first_of_band = items.len();
         let more = record.items_across as usize * segments;
         items.resize(first_of_band + more, bytemuck::Zeroable::zeroed());
@@ -286,6 +286,7 @@ fn add_tensor(
                 let mut column_scales = [here[0]; LANES];
                 column_scales[..here.len()].copy_from_slice(here);
                 let column_scales_at = writer.put(&column_scales)?;
+                let plain = here.iter().all(|scale| scale.to_bits() == 1f32.to_bits());
                 for (segment, piece) in group.iter().enumerate() {
                     let rows = &values[piece.rows.clone()];
                     let largest_row_scale = rows.iter().map(|row| row.scale).fold(0.0, f32::max);
@@ -293,7 +294,6 @@ fn add_tensor(
                     let careful = !piece.rows.len().is_multiple_of(CHUNK)
                         || recoder.split.low_bits > 4
                         || !is_tame(rows, here);
-                    let plain = here.iter().all(|scale| scale.to_bits() == 1f32.to_bits());
                     let number = first_of_band + segment * record.items_across as usize + across;
                     lanes[number] = piece.lanes;
                     items[number] = ItemRecord {

@@ -12,7 +12,7 @@ use nwc_decode_kernels::layout::{
     AHEAD_BYTES, BlockRecord, DECODE_WARP_BYTES, LANES, TensorRecord, product_warp_bytes,
 };
 
-use crate::{Image, ImageOptions, ImageTensor, ptx};
+use crate::{Image, ImageOptions, ptx};
 
 /// Registers of a thread for products, and warps of a block of which several share a multiprocessor, so that one begins while others work.
 const PRODUCT: Shape = Shape { registers: 80, warps: 8 };
@@ -182,7 +182,8 @@ impl Decoder {
         if tensors.len() != outputs.len() {
             return Err(Error::Usage(format!("{} outputs for {} tensors", outputs.len(), tensors.len())));
         }
-        let launch = self.launch(DECODE, "nwc_decode", tensors, DECODE_WARP_BYTES)?;
+        let launch =
+            self.launch(&self.for_decoding, DECODE.warps, "nwc_decode", tensors, DECODE_WARP_BYTES)?;
         let list = self.image.blocks(tensors, launch.warps);
         let blocks = DeviceBuffer::from_slice(bytemuck::cast_slice::<BlockRecord, u32>(&list))
             .to("copy a list to the device")?;
@@ -200,39 +201,45 @@ impl Decoder {
         if !(1..=MOST_BATCH).contains(&batch) {
             return Err(Error::Usage(format!("a batch has 1 to {MOST_BATCH} rows, not {batch}")));
         }
-        let Some(ImageTensor { shape: [matrices, out, input], .. }) = self.image.tensors().get(tensor) else {
-            return Err(Error::Usage(format!("there is no tensor {tensor}")));
-        };
+        self.must_have(tensor)?;
         let record = *self.image.record(tensor);
-        let (name, shape, kept) = match (batch, record.transposed) {
-            (1, 0) => ("nwc_gemv", PRODUCT, 1),
-            (1, _) => ("nwc_gemv_transposed", DECODE, 1),
-            (_, 0) => ("nwc_gemm", PRODUCT, MOST_BATCH),
-            (_, _) => ("nwc_gemm_transposed", DECODE, MOST_BATCH),
-        };
-        let launch = self.launch(shape, name, &[tensor], product_warp_bytes(kept))?;
-        if *matrices != 1 {
+        let matrices = record.batch;
+        if matrices != 1 {
             return Err(Error::Usage(format!("the tensor is {matrices} matrices; products take one")));
         }
-        Ok(Product { launch, record, batch, out: *out, input: *input })
+        let (products, decoding) = ((&self.for_products, PRODUCT.warps), (&self.for_decoding, DECODE.warps));
+        let (name, (module, warps), kept) = match (batch, record.transposed) {
+            (1, 0) => ("nwc_gemv", products, 1),
+            (1, _) => ("nwc_gemv_transposed", decoding, 1),
+            (_, 0) => ("nwc_gemm", products, MOST_BATCH),
+            (_, _) => ("nwc_gemm_transposed", decoding, MOST_BATCH),
+        };
+        let launch = self.launch(module, warps, name, &[tensor], product_warp_bytes(kept))?;
+        Ok(Product { launch, record, batch })
     }
 
-    fn launch(
-        &self,
-        shape: Shape,
+    fn must_have(&self, tensor: usize) -> Result<()> {
+        if tensor < self.image.tensors().len() {
+            Ok(())
+        } else {
+            Err(Error::Usage(format!("there is no tensor {tensor}")))
+        }
+    }
+
+    /// A kernel of a module with at most so many warps a block, unless all work is one wave or it was said otherwise.
+    fn launch<'d>(
+        &'d self,
+        module: &'d Module,
+        warps: usize,
         kernel: &'static str,
         tensors: &[usize],
         shared_per_warp: usize,
-    ) -> Result<Launch<'_>> {
-        if let Some(wrong) = tensors.iter().find(|&&tensor| tensor >= self.image.tensors().len()) {
-            return Err(Error::Usage(format!("there is no tensor {wrong}")));
-        }
+    ) -> Result<Launch<'d>> {
+        tensors.iter().try_for_each(|&tensor| self.must_have(tensor))?;
         CurrentContext::set_current(&self.context).to("enter the context")?;
         let items: usize = tensors.iter().map(|&tensor| self.image.items_of(tensor).len()).sum();
         let is_one_wave = items <= ONE_WAVE_WARPS * self.multiprocessors;
-        let most_warps = self.warps.unwrap_or(if is_one_wave { ONE_WAVE_WARPS } else { shape.warps });
-        let module =
-            if shape.registers == PRODUCT.registers { &self.for_products } else { &self.for_decoding };
+        let most_warps = self.warps.unwrap_or(if is_one_wave { ONE_WAVE_WARPS } else { warps });
         let tables = tensors.iter().map(|&tensor| self.image.table_bytes(tensor)).max().unwrap_or(0);
         let per_warp = AHEAD_BYTES + shared_per_warp;
         let warps = (self.most_shared.saturating_sub(tables) / per_warp).min(most_warps);
@@ -402,14 +409,12 @@ pub struct Product<'d> {
     launch: Launch<'d>,
     record: TensorRecord,
     batch: usize,
-    out: usize,
-    input: usize,
 }
 
 impl Product<'_> {
     /// [out, in].
     pub const fn shape(&self) -> [usize; 2] {
-        [self.out, self.input]
+        [self.record.out as usize, self.record.input as usize]
     }
 
     /// Adds x W^T to `y`, asynchronously on a stream: `x` [batch, in] as F16, `y` [batch, out] as F32. In which order an element's terms are added is not

@@ -177,8 +177,8 @@ impl<'a> Warp<'a> {
 
     /// A lane's word of a plane for the rows around `row`.
     fn plane(&self, number: usize, row: u32, plane: u32) -> u32 {
-        let word = (row / (2 * CHUNK as u32) * self.tensor.planes + plane) as usize * LANES + number;
-        if plane < self.tensor.planes { self.view.read(self.item.planes, word) } else { 0 }
+        let word = self.tensor.plane_word(row / (2 * CHUNK as u32), plane, number as u32);
+        if plane < self.tensor.planes { self.view.read(self.item.planes, word as usize) } else { 0 }
     }
 
     /// The patches of a chunk.
@@ -192,7 +192,7 @@ impl<'a> Warp<'a> {
 
     fn latents(&mut self, number: usize, first: u32, patches: &[Patch]) -> [i32; CHUNK] {
         let tensor = self.tensor;
-        let high = if tensor.trellis == 0 { 2 } else { 1 };
+        let high = tensor.high_planes();
         let planes = Planes {
             first: self.plane(number, first, 0),
             lowest: if tensor.trellis == 0 { self.plane(number, first, 1) } else { 0 },

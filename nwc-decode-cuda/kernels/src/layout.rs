@@ -1,8 +1,8 @@
 //! The image: a container's coded tensors as kernels read them, in one block of memory without pointers.
 //!
 //! Offsets count units of 16 bytes from the image's start, so that it can lie anywhere and be 64 GiB long. An image is made on the host from a checked
-//! container; kernels trust its records, and nothing in the words that lanes read: whatever those are, no access leaves the image, the tables
-//! or the output.
+//! container; kernels trust its records, but for lanes', and nothing in words and planes: whatever those are, no access leaves the image, the tables,
+//! the warp's shared memory or the output.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -126,6 +126,24 @@ pub struct TensorRecord {
 }
 
 impl TensorRecord {
+    /// Number of the plane of the highest of more than two low bits; those of the next lower ones come behind it.
+    #[inline(always)]
+    pub const fn high_planes(&self) -> u32 {
+        if self.trellis == 0 { 2 } else { 1 }
+    }
+
+    /// Place of a lane's word of plane `number`, among an item's words of planes, for two chunks.
+    #[inline(always)]
+    pub const fn plane_word(&self, pair: u32, number: u32, lane: u32) -> u32 {
+        (pair * self.planes + number) * LANES as u32 + lane
+    }
+
+    /// Where the record of item `number` is.
+    #[inline(always)]
+    pub const fn item_record(&self, number: u32) -> u32 {
+        self.item_records + number * (size_of::<ItemRecord>() / UNIT) as u32
+    }
+
     /// Number of blocks of up to `wide` items that decode it: neighbours in a row of items, so that what they write lies side by side, in blocks about equally
     /// wide.
     #[inline]

@@ -12,7 +12,7 @@ const SOURCES: [&str; 2] =
     ["nwc-decode-cuda/kernels/src/layout.rs", "nwc-decode-cuda/kernels/src/device/view.rs"];
 
 /// What is declared, and its name in C, which has no modules.
-const NAMES: [(&str, &str); 21] = [
+const NAMES: [(&str, &str); 22] = [
     ("UNIT", "NWC_UNIT"),
     ("LANES", "NWC_LANES"),
     ("CHUNK", "NWC_CHUNK"),
@@ -22,6 +22,7 @@ const NAMES: [(&str, &str); 21] = [
     ("MAGIC", "NWC_MAGIC"),
     ("CAREFUL", "NWC_FLAG_CAREFUL"),
     ("PLAIN_COLUMNS", "NWC_FLAG_PLAIN_COLUMNS"),
+    ("END", "NWC_PATCH_END"),
     ("Header", "NwcHeader"),
     ("TensorRecord", "NwcTensorRecord"),
     ("ItemRecord", "NwcItemRecord"),
@@ -75,8 +76,7 @@ pub(crate) fn text() -> Result<String> {
     bindings.write(&mut text);
     let text = without_links(&String::from_utf8(text)?)
         .replace("NwcHeader_MAGIC", "NWC_MAGIC")
-        .replace("NwcPatch_END", "NWC_PATCH_END")
-        .replace("NWC_END_*", "NWC_PATCH_END");
+        .replace("NwcPatch_END", "NWC_PATCH_END");
     let defined = text.lines().filter_map(|line| line.strip_prefix("#define "));
     for name in defined {
         ensure!(name.starts_with("NWC_"), "{name} is defined without NWC_");

@@ -4,8 +4,8 @@ use nwc_decode_core::DType;
 
 use super::block::Block;
 use super::intrinsics::{
-    block, bytes_to_f32, commit_and_wait, load_matrices, pack_bf16, pack_f16, store_global, store_global_4,
-    store_global_16, store_shared_4, sync_block, sync_warp,
+    MOST_BF16, MOST_F16, block, bytes_to_f32, commit_and_wait, load_matrices, pack_bf16, pack_f16,
+    store_global, store_global_4, store_global_16, store_shared_4, sync_block, sync_warp,
 };
 use super::item::{Place, Sink, Walk, decode, weights};
 use crate::lane::{Bytes, rows, unit_bits};
@@ -93,7 +93,7 @@ trait Half {
 }
 
 impl Half for F16 {
-    const MAX: f32 = 65504.0;
+    const MAX: f32 = MOST_F16;
 
     #[inline(always)]
     fn pair(low: f32, high: f32) -> u32 {
@@ -102,7 +102,7 @@ impl Half for F16 {
 }
 
 impl Half for Bf16 {
-    const MAX: f32 = f32::from_bits(0x7F7F_0000);
+    const MAX: f32 = MOST_BF16;
 
     #[inline(always)]
     fn pair(low: f32, high: f32) -> u32 {

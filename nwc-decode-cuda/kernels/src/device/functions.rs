@@ -3,12 +3,12 @@
 
 use nwc_decode_core::Error;
 
-use super::intrinsics::{commit_and_wait, lane, pack_bf16, pack_f16, shared, sync_warp};
+use super::intrinsics::{MOST_BF16, MOST_F16, commit_and_wait, lane, pack_bf16, pack_f16, shared, sync_warp};
 use super::item::{Image, Place, Walk, first_code, is_careful, stage, weights};
 use super::ring::RING_BYTES;
 use super::view::{Item, Pairs, Rows, Tensor};
 use crate::lane::{self, rows};
-use crate::layout::{CHUNK, Header, ItemRecord, LANES, UNIT};
+use crate::layout::{CHUNK, Header, ItemRecord, LANES};
 
 /// Finds a tensor.
 ///
@@ -77,7 +77,7 @@ pub unsafe extern "C" fn nwc_begin(
     unsafe {
         let Tensor { record, image } = *tensor;
         if number < record.items {
-            begun.item_record = record.item_records + number * (size_of::<ItemRecord>() / UNIT) as u32;
+            begun.item_record = record.item_record(number);
             begun.record = Image(image).read(begun.item_record, 0);
         }
         if !begun.ahead.is_multiple_of(RING_BYTES) {
@@ -114,7 +114,7 @@ pub unsafe extern "C" fn nwc_next_f32(item: *mut Item) -> Rows {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nwc_next_f16(item: *mut Item) -> Pairs {
     // SAFETY: by the caller.
-    let weights = unsafe { next(item, 65504.0) };
+    let weights = unsafe { next(item, MOST_F16) };
     pairs(|i| pack_f16(weights[2 * i], weights[2 * i + 1]))
 }
 
@@ -125,7 +125,7 @@ pub unsafe extern "C" fn nwc_next_f16(item: *mut Item) -> Pairs {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nwc_next_bf16(item: *mut Item) -> Pairs {
     // SAFETY: by the caller.
-    let weights = unsafe { next(item, f32::from_bits(0x7F7F_0000)) };
+    let weights = unsafe { next(item, MOST_BF16) };
     pairs(|i| pack_bf16(weights[2 * i], weights[2 * i + 1]))
 }
 

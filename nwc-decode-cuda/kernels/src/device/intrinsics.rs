@@ -253,6 +253,11 @@ pub(crate) fn bytes_to_f16(bytes: u32) -> [u32; 2] {
     })
 }
 
+/// The largest finite number of binary16.
+pub(crate) const MOST_F16: f32 = 65504.0;
+/// The largest finite number of bfloat16.
+pub(crate) const MOST_BF16: f32 = f32::from_bits(0x7F7F_0000);
+
 /// Two floats rounded to binary16.
 #[inline(always)]
 pub(crate) fn pack_f16(low: f32, high: f32) -> u32 {

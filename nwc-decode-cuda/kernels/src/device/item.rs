@@ -88,7 +88,7 @@ impl Place {
     ) -> Self {
         // SAFETY: by the caller.
         unsafe {
-            let item_record = tensor.item_records + number * (size_of::<ItemRecord>() / UNIT) as u32;
+            let item_record = tensor.item_record(number);
             let item = image.read(item_record, 0);
             let record = image.read(tensor.lanes, number * LANES as u32 + lane);
             Self { image, tensor: *tensor, item, item_record, record, lane, ahead, tables }
@@ -374,7 +374,7 @@ impl Walk {
         } else {
             planes.highest = second
         }
-        let high = high_planes(tensor);
+        let high = tensor.high_planes();
         // SAFETY: the item has a word for each lane; there are as many planes.
         unsafe {
             if tensor.trellis == 0 && tensor.low_bits > 2 {
@@ -401,7 +401,7 @@ impl Walk {
         if tensor.low_bits > 4 {
             let pair = row / (2 * CHUNK as u32);
             // SAFETY: the item has a word for each lane and plane.
-            let word = |bit: u32| unsafe { plane(place, pair, high_planes(tensor) + 2 + bit) };
+            let word = |bit: u32| unsafe { plane(place, pair, tensor.high_planes() + 2 + bit) };
             indices = lane::widen(indices, tensor.low_bits, row / CHUNK as u32 % 2 != 0, word);
         }
         loop {
@@ -468,12 +468,6 @@ unsafe fn ask_for_rows(place: &Place, planes: u32, scales: bool, pair: u32) {
 
 const _: () = assert!(lane::PENDING <= 2, "what was asked for two chunks ago must have arrived");
 
-/// Number of the plane of the highest of more than two low bits.
-#[inline(always)]
-fn high_planes(tensor: &TensorRecord) -> u32 {
-    if tensor.trellis == 0 { 2 } else { 1 }
-}
-
 /// A lane's word of a plane for two chunks.
 ///
 /// # Safety
@@ -481,9 +475,7 @@ fn high_planes(tensor: &TensorRecord) -> u32 {
 #[inline(always)]
 unsafe fn plane(place: &Place, pair: u32, number: u32) -> u32 {
     // SAFETY: by the caller.
-    unsafe {
-        place.image.read(place.item.planes, (pair * place.tensor.planes + number) * LANES as u32 + place.lane)
-    }
+    unsafe { place.image.read(place.item.planes, place.tensor.plane_word(pair, number, place.lane)) }
 }
 
 /// The code of the item's first lane that has one, to all lanes.
