@@ -70,6 +70,9 @@ enum Command {
         /// Gigabytes of F16 to decode at once
         #[arg(long, default_value_t = 2.0)]
         gigabytes: f64,
+        /// Bits a weight
+        #[arg(long, value_delimiter = ',', default_value = "4")]
+        bits: Vec<f64>,
         /// Rows of an item
         #[arg(long, value_delimiter = ',', default_value = "256,512,1024")]
         item_rows: Vec<usize>,
@@ -90,7 +93,10 @@ fn main() -> Result<()> {
         Command::Malformed { vectors, most_bytes, all_bits } => {
             malformed::run(&context, vectors, *most_bytes, *all_bits)?
         }
-        Command::Speed { gigabytes, item_rows } => speed(&context, *gigabytes, item_rows)?,
+        Command::Speed { gigabytes, bits, item_rows } => {
+            let of_rates = bits.iter().map(|&bits| speed(&context, *gigabytes, bits, item_rows));
+            json!(of_rates.collect::<Result<Vec<_>>>()?.concat())
+        }
     };
     report::finish(device, &results, options.out.as_deref(), options.commit.as_deref())
 }
@@ -238,8 +244,8 @@ fn verify(
     }))
 }
 
-/// Matrices of a model as large as asked for, compressed at 4 bits.
-fn model(gigabytes: f64) -> Result<Vec<u8>> {
+/// Matrices of a model as large as asked for, compressed at so many bits a weight.
+fn model(gigabytes: f64, bits: f64) -> Result<Vec<u8>> {
     let (mut shapes, mut bytes) = (Vec::new(), 0.0);
     while bytes < gigabytes * 1e9 || shapes.len() < 2 {
         shapes.push([[4096, 4096], [14336, 4096]][shapes.len() % 2]);
@@ -255,7 +261,7 @@ fn model(gigabytes: f64) -> Result<Vec<u8>> {
     for (number, (shape, weights)) in shapes.iter().zip(&weights).enumerate() {
         tensors.push_f32(format!("t{number}"), shape, weights);
     }
-    let settings = Settings::new(Target::Bits(4.0));
+    let settings = Settings::new(Target::Bits(bits));
     let mut file = tempfile::tempfile()?;
     compress(&tensors, Vec::new(), &settings, &Silent, &mut file)
         .map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -282,8 +288,9 @@ fn median(stream: &Stream, runs: usize, mut work: impl FnMut(usize) -> Result<()
     Ok(times[times.len() / 2])
 }
 
-fn speed(context: &Context, gigabytes: f64, item_rows: &[usize]) -> Result<Value> {
-    let file = model(gigabytes)?;
+/// A line for each number of rows of an item.
+fn speed(context: &Context, gigabytes: f64, bits: f64, item_rows: &[usize]) -> Result<Vec<Value>> {
+    let file = model(gigabytes, bits)?;
     let container = Container::open(&file, &Limits::default())?;
     let stream = Stream::new(StreamFlags::NON_BLOCKING, None)?;
     let mut results = Vec::new();
@@ -304,6 +311,7 @@ fn speed(context: &Context, gigabytes: f64, item_rows: &[usize]) -> Result<Value
         plan.check(&stream)?;
 
         let mut lines = json!({
+            "bits": bits,
             "item_rows": item_rows,
             "weights": weights,
             "file_bits_per_weight": file.len() as f64 * 8.0 / weights as f64,
@@ -348,7 +356,7 @@ fn speed(context: &Context, gigabytes: f64, item_rows: &[usize]) -> Result<Value
         println!("{}", serde_json::to_string(&lines)?);
         results.push(lines);
     }
-    Ok(json!(results))
+    Ok(results)
 }
 
 /// ‖y - W x‖ / ‖W x‖ for a product of the device, with the decoded F32 weights and sums in double precision.

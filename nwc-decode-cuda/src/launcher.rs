@@ -12,6 +12,7 @@ use nwc_decode_kernels::layout::{
     AHEAD_BYTES, BlockRecord, DECODE_WARP_BYTES, LANES, TensorRecord, product_warp_bytes,
 };
 
+use crate::early::{Config, Early, argument};
 use crate::{Image, ImageOptions, ptx};
 
 /// Registers of a thread for products, and warps of a block of which several share a multiprocessor, so that one begins while others work.
@@ -22,6 +23,10 @@ const DECODE: Shape = Shape { registers: 96, warps: 10 };
 const ONE_WAVE_WARPS: usize = 16;
 /// The most warps that a block can have with the registers of [`DECODE`].
 const MOST_WARPS: usize = 20;
+/// Blocks of [`PRODUCT`] that share a multiprocessor, as far as registers let.
+const SHARING: usize = 3;
+/// Bytes of shared memory that each block takes for itself.
+const RESERVED: usize = 1 << 10;
 /// The most columns of a batch.
 pub const MOST_BATCH: usize = 16;
 
@@ -68,7 +73,7 @@ pub enum Error {
     Usage(String),
 }
 
-type Result<T> = std::result::Result<T, Error>;
+pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// Says what was to be done when the driver failed.
 trait Doing<T> {
@@ -88,11 +93,14 @@ pub struct Decoder {
     for_products: Module,
     /// The kernels, with the registers of [`DECODE`].
     for_decoding: Module,
+    early: Early,
     multiprocessors: usize,
     image: Image,
     on_device: DeviceBuffer<u8>,
     /// Shared memory that a block may have.
     most_shared: usize,
+    /// That of a multiprocessor.
+    shared_of_multiprocessor: usize,
     /// The most warps of a block, if it was said.
     warps: Option<usize>,
     /// Behind all that lies in it, since fields are dropped in their order.
@@ -131,15 +139,18 @@ impl Decoder {
         let (for_products, for_decoding) = (module(PRODUCT.registers)?, module(DECODE.registers)?);
         let multiprocessors = attribute(DeviceAttribute::MultiprocessorCount)? as usize;
         let most_shared = most_shared(&device)?;
+        let shared_of_multiprocessor = attribute(DeviceAttribute::MaxSharedMemoryPerMultiprocessor)? as usize;
         let on_device = upload(&image)?;
         Ok(Self {
             context: context.clone(),
             for_products,
             for_decoding,
+            early: Early::of_driver(major),
             multiprocessors,
             image,
             on_device,
             most_shared,
+            shared_of_multiprocessor,
             warps: None,
         })
     }
@@ -182,8 +193,7 @@ impl Decoder {
         if tensors.len() != outputs.len() {
             return Err(Error::Usage(format!("{} outputs for {} tensors", outputs.len(), tensors.len())));
         }
-        let launch =
-            self.launch(&self.for_decoding, DECODE.warps, "nwc_decode", tensors, DECODE_WARP_BYTES)?;
+        let launch = self.launch(&self.for_decoding, DECODE, "nwc_decode", tensors, DECODE_WARP_BYTES)?;
         let list = self.image.blocks(tensors, launch.warps);
         let blocks = DeviceBuffer::from_slice(bytemuck::cast_slice::<BlockRecord, u32>(&list))
             .to("copy a list to the device")?;
@@ -207,15 +217,42 @@ impl Decoder {
         if matrices != 1 {
             return Err(Error::Usage(format!("the tensor is {matrices} matrices; products take one")));
         }
-        let (products, decoding) = ((&self.for_products, PRODUCT.warps), (&self.for_decoding, DECODE.warps));
-        let (name, (module, warps), kept) = match (batch, record.transposed) {
-            (1, 0) => ("nwc_gemv", products, 1),
-            (1, _) => ("nwc_gemv_transposed", decoding, 1),
-            (_, 0) => ("nwc_gemm", products, MOST_BATCH),
-            (_, _) => ("nwc_gemm_transposed", decoding, MOST_BATCH),
+        let (name, kept) = match (batch, record.transposed != 0) {
+            (1, false) => ("nwc_gemm_1", 1),
+            (1, true) => ("nwc_gemm_1_transposed", 1),
+            (..=8, false) => ("nwc_gemm_8", 8),
+            (..=8, true) => ("nwc_gemm_8_transposed", 8),
+            (_, false) => ("nwc_gemm_16", 16),
+            (_, true) => ("nwc_gemm_16_transposed", 16),
         };
-        let launch = self.launch(module, warps, name, &[tensor], product_warp_bytes(kept))?;
-        Ok(Product { launch, record, batch })
+        let several = record.transposed == 0 && !self.is_one_wave(&[tensor]);
+        let (module, shape) =
+            if several { (&self.for_products, PRODUCT) } else { (&self.for_decoding, DECODE) };
+        let together = self.chunks_together(tensor, shape, kept, if several { SHARING } else { 1 });
+        let launch = self.launch(module, shape, name, &[tensor], product_warp_bytes(kept, together))?;
+        Ok(Product { launch, record, together: together as u32, batch })
+    }
+
+    /// Whether all items of some tensors are at work at once with one block a multiprocessor.
+    fn is_one_wave(&self, tensors: &[usize]) -> bool {
+        let items: usize = tensors.iter().map(|&tensor| self.image.items_of(tensor).len()).sum();
+        items <= ONE_WAVE_WARPS * self.multiprocessors
+    }
+
+    /// The most warps of a block.
+    fn most_warps(&self, tensors: &[usize], shape: Shape) -> usize {
+        self.warps.unwrap_or(if self.is_one_wave(tensors) { ONE_WAVE_WARPS } else { shape.warps })
+    }
+
+    /// The most chunks whose sums have room in shared memory, if `sharing` blocks are to share a multiprocessor, or as many as can.
+    fn chunks_together(&self, tensor: usize, shape: Shape, kept: usize, sharing: usize) -> usize {
+        let (tables, warps) = (self.image.table_bytes(tensor), self.most_warps(&[tensor], shape));
+        let blocks = |together| {
+            let bytes = tables + warps * (AHEAD_BYTES + product_warp_bytes(kept, together));
+            (self.shared_of_multiprocessor / (bytes + RESERVED)).min(sharing)
+        };
+        let most = blocks(1).max(1);
+        [16, 8, 4, 2].into_iter().find(|&together| blocks(together) >= most).unwrap_or(1)
     }
 
     fn must_have(&self, tensor: usize) -> Result<()> {
@@ -230,16 +267,14 @@ impl Decoder {
     fn launch<'d>(
         &'d self,
         module: &'d Module,
-        warps: usize,
+        shape: Shape,
         kernel: &'static str,
         tensors: &[usize],
         shared_per_warp: usize,
     ) -> Result<Launch<'d>> {
         tensors.iter().try_for_each(|&tensor| self.must_have(tensor))?;
         CurrentContext::set_current(&self.context).to("enter the context")?;
-        let items: usize = tensors.iter().map(|&tensor| self.image.items_of(tensor).len()).sum();
-        let is_one_wave = items <= ONE_WAVE_WARPS * self.multiprocessors;
-        let most_warps = self.warps.unwrap_or(if is_one_wave { ONE_WAVE_WARPS } else { warps });
+        let most_warps = self.most_warps(tensors, shape);
         let tables = tensors.iter().map(|&tensor| self.image.table_bytes(tensor)).max().unwrap_or(0);
         let per_warp = AHEAD_BYTES + shared_per_warp;
         let warps = (self.most_shared.saturating_sub(tables) / per_warp).min(most_warps);
@@ -296,7 +331,7 @@ fn allow_shared(function: &Function<'_>, bytes: usize) -> Result<()> {
 }
 
 /// The outcome of a call that cust has no name for.
-fn done(result: sys::CUresult, what: &'static str) -> Result<()> {
+pub(crate) fn done(result: sys::CUresult, what: &'static str) -> Result<()> {
     if result == sys::CUresult::CUDA_SUCCESS {
         Ok(())
     } else {
@@ -408,6 +443,8 @@ unsafe impl DeviceCopy for Argument {}
 pub struct Product<'d> {
     launch: Launch<'d>,
     record: TensorRecord,
+    /// Chunks whose sums a block adds up at a time.
+    together: u32,
     batch: usize,
 }
 
@@ -434,16 +471,26 @@ impl Product<'_> {
             return Ok(());
         }
         let (image, status) = (decoder.on_device.as_device_ptr(), status.as_device_ptr());
-        // SAFETY: by the caller; the arguments are the kernel's.
+        let (together, batch) = (self.together, self.batch as u32);
+        let config = Config { grid, threads, shared: *shared };
+        // SAFETY: by the caller; the arguments are the kernel's, which waits before it reads x and before it writes.
         unsafe {
-            if self.batch == 1 {
-                cust::launch!(function<<<grid, threads, *shared, stream>>>(image, tensor, wide, x, y, status))
-            } else {
-                let batch = self.batch as u32;
-                cust::launch!(function<<<grid, threads, *shared, stream>>>(image, tensor, wide, x, batch, y, status))
-            }
+            decoder.early.launch(
+                function,
+                config,
+                stream,
+                &mut [
+                    argument(&image),
+                    argument(&tensor),
+                    argument(&wide),
+                    argument(&together),
+                    argument(&x),
+                    argument(&batch),
+                    argument(&y),
+                    argument(&status),
+                ],
+            )
         }
-        .to("launch a kernel")
     }
 
     /// As [`Plan::check`].

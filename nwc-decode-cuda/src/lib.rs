@@ -8,6 +8,8 @@
 #[doc = include_str!("../README.md")]
 struct ReadmeDoctests;
 
+#[cfg(feature = "host")]
+mod early;
 mod image;
 mod indices;
 #[cfg(feature = "host")]

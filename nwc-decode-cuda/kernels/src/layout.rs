@@ -34,25 +34,15 @@ pub const TILE_BYTES: usize = CHUNK * LANES * 2 * 5 / 4;
 /// cbindgen:ignore
 pub const DECODE_WARP_BYTES: usize = TILE_BYTES;
 
-/// Bytes of shared memory that a warp of `nwc_gemv` or `nwc_gemm` needs beside what it reads ahead: for a chunk, and sums of some chunks for each kept
-/// column of the batch.
-pub const fn product_warp_bytes(kept: usize) -> usize {
-    TILE_BYTES + sums_bytes(kept)
+/// Bytes of shared memory that a warp of the products needs beside what it reads ahead: for a chunk, and for the sums of `together` chunks with each of `kept`
+/// columns of the batch.
+pub const fn product_warp_bytes(kept: usize, together: usize) -> usize {
+    TILE_BYTES + sums_bytes(kept, together)
 }
 
 /// Bytes of these sums.
-pub const fn sums_bytes(kept: usize) -> usize {
-    chunks_together(kept) * CHUNK * sums_apart(kept) * 4
-}
-
-/// Floats from a row's sums to the next one's: some to spare, so that threads that write pairs of sums do not meet in a bank.
-pub const fn sums_apart(kept: usize) -> usize {
-    if kept == 1 { 1 } else { kept + 8 }
-}
-
-/// Chunks whose products a block sums up together: many, so that it need not wait often, as far as their sums have room.
-pub const fn chunks_together(kept: usize) -> usize {
-    if kept == 1 { 16 } else { 4 }
+pub const fn sums_bytes(kept: usize, together: usize) -> usize {
+    together * CHUNK * kept * 4
 }
 
 /// What kernels find at the start of an image.

@@ -120,7 +120,8 @@ impl Compiler {
         // A panic is a trap, without the code that would say what and where: nobody on a GPU could read that.
         let silent = "-Zunstable-options -Cpanic=immediate-abort -Zlocation-detail=none";
         // LLVM comes later: it must not see inline assembly before that is marked.
-        let flags = format!("-Ctarget-cpu={architecture} -Cno-prepopulate-passes {silent}");
+        let flags =
+            format!("--cfg=nwc_{architecture} -Ctarget-cpu={architecture} -Cno-prepopulate-passes {silent}");
         cargo.env("RUSTFLAGS", flags).env_remove("CARGO_ENCODED_RUSTFLAGS");
         for (setting, value) in
             [("OPT_LEVEL", "3"), ("CODEGEN_UNITS", "1"), ("DEBUG", "false"), ("LTO", "off")]

@@ -5,9 +5,9 @@
 
 use super::block::Block;
 use super::intrinsics::{
-    add_global, block, bytes_to_f16, commit_and_wait, f16_to_f32, load_matrices, load_shared, multiply_add,
-    pack_f16, shuffle, store_shared_2, store_shared_4, store_shared_f32, sync_block, sync_warp, thread,
-    threads,
+    add_global, block, bytes_to_f16, commit_and_wait, f16_to_f32, let_next_begin, load_matrices, load_shared,
+    load_shared_2, multiply_add, pack_f16, shuffle, store_shared_2, store_shared_4, store_shared_f32,
+    sync_block, sync_warp, thread, threads, wait_for_previous,
 };
 use super::item::{Place, Sink, Walk, decode};
 use crate::lane::{Bytes, rows, unit_bits};
@@ -18,93 +18,63 @@ const TILE_BYTES: u32 = layout::TILE_BYTES as u32;
 /// Where the second half of a chunk begins.
 const HALF_TILE: u32 = TILE_BYTES / 2;
 
-/// y = W x for one x: `x` [in] as F16, `y` [out] as F32, to which the product is added.
-///
-/// `tensor` is one of the image's, a single matrix, not transposed, and comes as an argument so that no block need look for it; the grid has the blocks that
-/// [`TensorRecord::block`] counts, of at most `wide` items. Their shared memory is as for `nwc_decode`, with [`layout::product_warp_bytes`] for each warp.
-///
-/// # Safety
-/// `image` is an image, which has the tensor; `x` and `y` have the lengths.
-#[unsafe(no_mangle)]
-pub unsafe extern "ptx-kernel" fn nwc_gemv(
-    image: *const u8,
-    tensor: TensorRecord,
-    wide: u32,
-    x: *const u16,
-    y: *mut f32,
-    status: *mut u32,
-) {
-    // SAFETY: by the caller.
-    unsafe { product::<1, 1, false>(image, tensor, wide, x, 1, y, status) }
+/// Kernels for up to so many rows of x, in so many matrices of 8 columns, with tensors that are transposed or not.
+macro_rules! kernels {
+    ($($name:ident: $most:literal, $tiles:literal, $transposed:literal;)*) => {$(
+        /// Y = X W^T straight from the compressed tensor: `x` [batch, in] as F16, `y` [batch, out] as F32, to which the product is added. Each of these kernels is for up to
+        /// so many rows of x as its name says, and for tensors that are transposed or not.
+        ///
+        /// `tensor` is one of the image's, a single matrix, and comes as an argument so that no block need look for it; the grid has the blocks that
+        /// [`TensorRecord::block`] counts, of at most `wide` items. The sums of `together` chunks, a power of two, are added up at a time: many, so that the warps of a
+        /// block need not wait for each other often. Shared memory is as for `nwc_decode`, with [`layout::product_warp_bytes`] for each warp.
+        ///
+        /// It may begin before the kernels ahead of it in its stream have ended, and waits for them before it reads x or writes.
+        ///
+        /// # Safety
+        /// `image` is an image, which has the tensor; `x` and `y` have the lengths; `batch` is no larger than what the kernel is for.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "ptx-kernel" fn $name(
+            image: *const u8,
+            tensor: TensorRecord,
+            wide: u32,
+            together: u32,
+            x: *const u16,
+            batch: u32,
+            y: *mut f32,
+            status: *mut u32,
+        ) {
+            // SAFETY: by the caller.
+            unsafe { product::<$tiles, $most, $transposed>(image, tensor, wide, together, x, batch, y, status) }
+        }
+    )*};
 }
 
-/// As [`nwc_gemv`] for a transposed tensor.
-///
-/// # Safety
-/// As there.
-#[unsafe(no_mangle)]
-pub unsafe extern "ptx-kernel" fn nwc_gemv_transposed(
-    image: *const u8,
-    tensor: TensorRecord,
-    wide: u32,
-    x: *const u16,
-    y: *mut f32,
-    status: *mut u32,
-) {
-    // SAFETY: by the caller.
-    unsafe { product::<1, 1, true>(image, tensor, wide, x, 1, y, status) }
-}
-
-/// Y = X W^T for up to 16 rows: `x` [batch, in] as F16, `y` [batch, out] as F32, to which the product is added. Otherwise as [`nwc_gemv`].
-///
-/// # Safety
-/// As there; `batch` is at most 16.
-#[unsafe(no_mangle)]
-pub unsafe extern "ptx-kernel" fn nwc_gemm(
-    image: *const u8,
-    tensor: TensorRecord,
-    wide: u32,
-    x: *const u16,
-    batch: u32,
-    y: *mut f32,
-    status: *mut u32,
-) {
-    // SAFETY: by the caller.
-    unsafe { product::<2, 16, false>(image, tensor, wide, x, batch, y, status) }
-}
-
-/// As [`nwc_gemm`] for a transposed tensor.
-///
-/// # Safety
-/// As there.
-#[unsafe(no_mangle)]
-pub unsafe extern "ptx-kernel" fn nwc_gemm_transposed(
-    image: *const u8,
-    tensor: TensorRecord,
-    wide: u32,
-    x: *const u16,
-    batch: u32,
-    y: *mut f32,
-    status: *mut u32,
-) {
-    // SAFETY: by the caller.
-    unsafe { product::<2, 16, true>(image, tensor, wide, x, batch, y, status) }
+kernels! {
+    nwc_gemm_1: 1, 1, false;
+    nwc_gemm_8: 8, 1, false;
+    nwc_gemm_16: 16, 2, false;
+    nwc_gemm_1_transposed: 1, 1, true;
+    nwc_gemm_8_transposed: 8, 1, true;
+    nwc_gemm_16_transposed: 16, 2, true;
 }
 
 /// `TILES` matrices of 8 columns hold the batch, of which `KEPT` columns are of use.
+#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 unsafe fn product<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool>(
     image: *const u8,
     tensor: TensorRecord,
     wide: u32,
+    together: u32,
     x: *const u16,
     batch: u32,
     y: *mut f32,
     status: *mut u32,
 ) {
-    let sums_bytes = layout::sums_bytes(KEPT as usize) as u32;
+    let sums_bytes = layout::sums_bytes(KEPT as usize, together as usize) as u32;
     // SAFETY: by the caller.
     unsafe {
+        let_next_begin();
         let record = tensor.block(block(), wide, 0);
         let block = Block::enter(image, record, Block::warps() * (TILE_BYTES + sums_bytes));
         let warp = Block::warp();
@@ -119,11 +89,13 @@ unsafe fn product<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool>(
             tile: block.own + warp * TILE_BYTES,
             sums: block.own + Block::warps() * TILE_BYTES + warp * sums_bytes,
             all_sums: block.own + Block::warps() * TILE_BYTES,
+            together,
             items: block.record.items,
             of_columns: [[[0; 2]; 2]; TILES],
             totals: [[[0.0; 4]; 2]; TILES],
             scale: 1.0,
         };
+        wait_for_previous();
         product.load_columns(&place, scale);
         let idle = warp >= block.record.items;
         commit_and_wait::<0>();
@@ -153,10 +125,12 @@ struct Product<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> {
     y: *mut f32,
     /// Shared memory of the warp for a chunk.
     tile: u32,
-    /// Shared memory of the warp for sums, [chunk][place of a row in the tile][column of the batch].
+    /// Shared memory of the warp for sums, [chunk][matrix of the batch][place of a row in the tile][column in the matrix].
     sums: u32,
     /// That of the block's first warp.
     all_sums: u32,
+    /// Chunks whose products the block sums up together.
+    together: u32,
     items: u32,
     /// x of the item's columns, for the two halves of 16 columns.
     of_columns: [[[u32; 2]; 2]; TILES],
@@ -166,7 +140,7 @@ struct Product<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> {
     scale: f32,
 }
 
-/// The row of a chunk that lies at a place of a column in the tile.
+/// The row of a chunk that lies at a place of a column in the tile; and the place where a row lies.
 #[inline(always)]
 const fn row_at(place: u32) -> u32 {
     place % 4 * 4 + place / 4
@@ -176,10 +150,18 @@ const fn row_at(place: u32) -> u32 {
 const CAREFUL_UNIT: f32 = 1.0 / 32.0;
 
 impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Product<TILES, KEPT, TRANSPOSED> {
-    /// Floats from a row's sums to the next one's.
-    const APART: u32 = layout::sums_apart(KEPT as usize) as u32;
-    /// Chunks whose products the block sums up together.
-    const TOGETHER: u32 = layout::chunks_together(KEPT as usize) as u32;
+    /// Columns of the batch in a matrix.
+    const WIDTH: u32 = KEPT / TILES as u32;
+    /// Sums of a chunk.
+    const SUMS: u32 = CHUNK as u32 * KEPT;
+    /// Sums that a thread adds to y at a time.
+    const EACH: u32 = if KEPT == 1 { 1 } else { 2 };
+
+    /// A chunk's number among those that are summed up together.
+    #[inline(always)]
+    fn chunk_of(&self, row: u32) -> u32 {
+        row / CHUNK as u32 & (self.together - 1)
+    }
 
     /// An element of x, 0 where there is none.
     ///
@@ -238,36 +220,89 @@ impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Product<TILES,
     /// Adds the block's sums of the chunks up to the one at `row` to y, once there are enough or no more.
     #[inline(always)]
     fn add_up(&self, place: &Place, row: u32) {
-        let chunk = row / CHUNK as u32 % Self::TOGETHER;
-        if chunk + 1 < Self::TOGETHER && row + (CHUNK as u32) < place.item.rows {
+        let chunk = self.chunk_of(row);
+        if chunk + 1 < self.together && row + (CHUNK as u32) < place.item.rows {
             return;
         }
-        sync_block();
         let first = row - chunk * CHUNK as u32;
-        let count = (chunk + 1) * CHUNK as u32 * KEPT;
-        let warp_bytes = Self::TOGETHER * CHUNK as u32 * Self::APART * 4;
+        let count = (chunk + 1) * Self::SUMS / Self::EACH;
         let mut at = thread();
+        // What a thread needs first is on its way before it waits.
+        let mut scale = self.scale_of(place, first, at, count);
+        sync_block();
         while at < count {
-            let (place_of_row, n) = (at / KEPT, at % KEPT);
-            let row =
-                first + place_of_row / CHUNK as u32 * CHUNK as u32 + row_at(place_of_row % CHUNK as u32);
-            let from = self.all_sums + (place_of_row * Self::APART + n) * 4;
-            let mut sum = 0.0;
-            for warp in 0..self.items {
-                // SAFETY: the block's own shared memory.
-                sum += unsafe { f32::from_bits(load_shared(from + warp * warp_bytes)) };
-            }
-            if row < place.item.rows && n < self.batch {
-                // SAFETY: a scale for each row; y has an element for each row and column of the batch.
-                unsafe {
-                    let scale: f32 = place.image.read(place.item.row_scales, row);
-                    let out = n as usize * place.tensor.out as usize + (place.item.first_row + row) as usize;
-                    add_global(self.y.add(out), sum * scale);
+            let (row, n, sum) = Self::element(at);
+            let sums = self.sums_of_warps(self.all_sums + sum * 4);
+            let row = first + row;
+            for i in 0..Self::EACH {
+                if row < place.item.rows && n + i < self.batch {
+                    let out =
+                        (n + i) as usize * place.tensor.out as usize + (place.item.first_row + row) as usize;
+                    // SAFETY: y has an element for each row and column of the batch.
+                    unsafe { add_global(self.y.add(out), sums[i as usize] * scale) };
                 }
             }
             at += threads();
+            if at < count {
+                scale = self.scale_of(place, first, at, count);
+            }
         }
         sync_block();
+    }
+
+    /// Of sums that a thread adds to y: their row, their first column of the batch, and their place among those of a warp.
+    #[inline(always)]
+    const fn element(at: u32) -> (u32, u32, u32) {
+        let chunk = CHUNK as u32;
+        if KEPT == 1 {
+            return (at, 0, at / chunk * chunk + row_at(at % chunk));
+        }
+        let of_line = Self::WIDTH / Self::EACH;
+        let (line, column) = (at / of_line, at % of_line * Self::EACH);
+        let matrix = line / chunk;
+        let row = matrix / TILES as u32 * chunk + row_at(line % chunk);
+        (row, matrix % TILES as u32 * Self::WIDTH + column, at * Self::EACH)
+    }
+
+    /// The scale of their row, counted from `first`, if there are so many.
+    #[inline(always)]
+    fn scale_of(&self, place: &Place, first: u32, at: u32, count: u32) -> f32 {
+        if at < count {
+            // SAFETY: there are scales for whole chunks.
+            unsafe { place.image.read(place.item.row_scales, first + Self::element(at).0) }
+        } else {
+            0.0
+        }
+    }
+
+    /// The totals over the block's items of such sums, which the first item's warp has at an address.
+    #[inline(always)]
+    fn sums_of_warps(&self, mut from: u32) -> [f32; 2] {
+        const AT_ONCE: u32 = 4;
+        let warp_bytes = self.together * Self::SUMS * 4;
+        let mut totals = [[0.0; 2]; 4];
+        let mut left = self.items;
+        while left > 0 {
+            for warp in 0..AT_ONCE {
+                if warp < left {
+                    let from = from + warp * warp_bytes;
+                    // SAFETY: the block's own shared memory.
+                    let sums = unsafe {
+                        if Self::EACH == 1 {
+                            [f32::from_bits(load_shared(from)), 0.0]
+                        } else {
+                            load_shared_2(from)
+                        }
+                    };
+                    let total = &mut totals[warp as usize];
+                    *total = [total[0] + sums[0], total[1] + sums[1]];
+                }
+            }
+            from += AT_ONCE * warp_bytes;
+            left = left.saturating_sub(AT_ONCE);
+        }
+        let [a, b, c, d] = totals;
+        [(a[0] + b[0]) + (c[0] + d[0]), (a[1] + b[1]) + (c[1] + d[1])]
     }
 
     /// Multiplies a chunk with x: in word (g, h), its rows g + 8h and g + 8h + 4.
@@ -301,13 +336,13 @@ impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Product<TILES,
                 multiply_add(&mut sums[tile], a, self.of_columns[tile][part as usize]);
             }
         }
-        let chunk = row / CHUNK as u32 % Self::TOGETHER;
+        // The lane's first sum of the chunk.
+        let (line, n) = (place.lane / 4, place.lane % 4 * 2);
+        let first = self.sums + (line * Self::WIDTH + n) * 4 + self.chunk_of(row) * Self::SUMS * 4;
         let scale = self.scale * unit;
         for tile in 0..TILES {
             for half in 0..2 {
-                let at = chunk * CHUNK as u32 + place.lane / 4 + half as u32 * 8;
-                let n = tile as u32 * 8 + place.lane % 4 * 2;
-                let at = self.sums + (at * Self::APART + n) * 4;
+                let at = first + (tile * CHUNK + half * 8) as u32 * Self::WIDTH * 4;
                 let pair = [sums[tile][2 * half] * scale, sums[tile][2 * half + 1] * scale];
                 // SAFETY: the warp's own shared memory.
                 unsafe {
@@ -412,11 +447,11 @@ impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Sink for Produ
     #[inline(always)]
     fn skip(&mut self, place: &Place, row: u32) {
         if !TRANSPOSED {
+            let sums = self.chunk_of(row) * Self::SUMS;
             let mut at = place.lane;
-            while at < CHUNK as u32 * Self::APART {
-                let chunk = row / CHUNK as u32 % Self::TOGETHER;
+            while at < Self::SUMS {
                 // SAFETY: the warp's own shared memory.
-                unsafe { store_shared_f32(self.sums + (chunk * CHUNK as u32 * Self::APART + at) * 4, 0.0) };
+                unsafe { store_shared_f32(self.sums + (sums + at) * 4, 0.0) };
                 at += LANES as u32;
             }
         }

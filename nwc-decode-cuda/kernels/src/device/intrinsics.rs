@@ -69,6 +69,26 @@ pub(crate) fn sync_warp() {
     unsafe { asm!("bar.warp.sync 0xffffffff;") }
 }
 
+/// Lets the next kernel of the stream begin, if it was launched so that it may, where this one leaves room: it has a [`wait_for_previous`] to come.
+#[inline(always)]
+pub(crate) fn let_next_begin() {
+    #[cfg(nwc_sm_90)]
+    // SAFETY: touches nothing.
+    unsafe {
+        asm!("griddepcontrol.launch_dependents;", options(nostack))
+    };
+}
+
+/// Waits until the kernels ahead in the stream have ended; what they wrote is then seen. Before that only what no kernel writes may be read.
+#[inline(always)]
+pub(crate) fn wait_for_previous() {
+    #[cfg(nwc_sm_90)]
+    // SAFETY: only waits.
+    unsafe {
+        asm!("griddepcontrol.wait;", options(nostack))
+    };
+}
+
 /// Which of the warp's threads have `value`.
 #[inline(always)]
 pub(crate) fn ballot(value: bool) -> u32 {
@@ -156,6 +176,21 @@ pub(crate) unsafe fn store_shared_f32(address: u32, value: f32) {
     unsafe {
         asm!("st.shared.f32 [{}], {};", in(reg32) address, in(reg32) value, options(nostack));
     }
+}
+
+/// Loads two floats from shared memory.
+///
+/// # Safety
+/// The address is a multiple of 8 within the block's shared memory.
+#[inline(always)]
+pub(crate) unsafe fn load_shared_2(address: u32) -> [f32; 2] {
+    let (a, b): (f32, f32);
+    // SAFETY: by the caller.
+    unsafe {
+        asm!("ld.shared.v2.f32 {{{}, {}}}, [{}];", out(reg32) a, out(reg32) b, in(reg32) address,
+            options(readonly, nostack));
+    }
+    [a, b]
 }
 
 /// Loads four floats from shared memory.
