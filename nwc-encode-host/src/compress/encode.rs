@@ -2,6 +2,7 @@
 
 use nwc_decode_core::{Synthesis, scale};
 
+use super::View;
 use super::plan::TensorPlan;
 use crate::coding::analysis::analyse;
 use crate::coding::rans::{StreamWriter, Symbol};
@@ -31,6 +32,7 @@ pub struct Codec {
 /// The places of [`Codec::side`].
 pub(crate) const ROW_SCALE: usize = 0;
 pub(crate) const ROW_CLASS: usize = 1;
+pub(crate) const COLUMN_SCALE: usize = 2;
 pub(crate) const COLUMN_CLASS: usize = 3;
 
 impl Codec {
@@ -170,11 +172,15 @@ impl<'a> Worker<'a> {
             let row_class = coder.row_class(&group);
             let mut symbols = [0u16; LANES];
             let symbols = &mut symbols[..group.lanes];
-            if !coder.plan.column_class.is_empty() {
-                for (symbol, class) in symbols.iter_mut().zip(&column_class) {
-                    *symbol = encoder.side_symbol(COLUMN_CLASS, class - coder.class_base());
+            let plan = coder.plan;
+            let first = group.batch * plan.view.columns + group.first_column;
+            for (values, kind) in [(&plan.column_scale, COLUMN_SCALE), (&plan.column_class, COLUMN_CLASS)] {
+                if let Some(values) = values.get(first..first + group.lanes) {
+                    for (symbol, &value) in symbols.iter_mut().zip(values) {
+                        *symbol = encoder.side_symbol(kind, i32::from(value));
+                    }
+                    self.writer.step(symbols);
                 }
-                self.writer.step(symbols);
             }
             let block = Block {
                 weights: filled,
@@ -229,8 +235,9 @@ pub struct TensorCoder<'a> {
     pub plan: &'a TensorPlan,
     /// The class base as it is stored.
     class_base: i32,
-    /// 1 / step of each row of each matrix.
-    inverse: Vec<f32>,
+    /// 1 / step of each row of each matrix, and what that is to be multiplied by for each column.
+    row_inverse: Vec<f32>,
+    column_inverse: Vec<f32>,
 }
 
 /// Some neighbouring columns of one band of rows: what a lane-parallel search works on.
@@ -252,23 +259,21 @@ impl<'a> TensorCoder<'a> {
     /// A tensor at a rate: `rate_step` is the rate's part of its step code, `class_base` the class of its weights whose row and column add
     /// nothing.
     pub fn new(plan: &'a TensorPlan, rate_step: i32, class_base: i32) -> Self {
-        let step = plan.step_at(rate_step);
-        let inverse = |value: i32| {
-            let code = step + value * (512 >> plan.row_shift);
-            1.0 / scale(code).expect("step_at() keeps every row's scale in range")
+        let inverses = |values: &[i16], first: i32, count: usize| {
+            let inverse = |value: i32| {
+                let code = first + value * (512 >> plan.shift);
+                1.0 / scale(code).expect("step_at() keeps every scale in range")
+            };
+            if values.is_empty() {
+                vec![inverse(0); count]
+            } else {
+                values.iter().map(|&value| inverse(i32::from(value))).collect()
+            }
         };
-        let rows = plan.view.batch * plan.view.rows;
-        let inverse = if plan.row_scale.is_empty() {
-            vec![inverse(0); rows]
-        } else {
-            plan.row_scale.iter().map(|&value| inverse(i32::from(value))).collect()
-        };
-        Self { plan, class_base, inverse }
-    }
-
-    /// The class base as it is stored.
-    pub fn class_base(&self) -> i32 {
-        self.class_base
+        let View { batch, rows, columns, .. } = plan.view;
+        let row_inverse = inverses(&plan.row_scale, plan.step_at(rate_step), batch * rows);
+        let column_inverse = inverses(&plan.column_scale, 0, batch * columns);
+        Self { plan, class_base, row_inverse, column_inverse }
     }
 
     /// The groups of a tile, in the order in which its lanes walk them.
@@ -293,28 +298,27 @@ impl<'a> TensorCoder<'a> {
     /// What is quantised of a group, `[row][LANES]`, into `out`: the weights in units of their step, transformed if the codec does that. What lies in places without a column stays.
     pub fn fill(&self, weights: &[f32], group: &Group, out: &mut [f32]) {
         let view = &self.plan.view;
-        let inverses = &self.inverse[group.batch * view.rows + group.first_row..][..group.rows];
+        let rows = &self.row_inverse[group.batch * view.rows + group.first_row..][..group.rows];
+        let columns = &self.column_inverse[group.batch * view.columns + group.first_column..][..group.lanes];
         let weights = &weights[view.position(group.batch, group.first_row, group.first_column)..];
         if view.transposed {
             // A column lies in one piece: rows are taken a cache line at a time, all columns of it.
             const ROWS: usize = 16;
-            for (place, (out, inverses)) in
-                out.chunks_mut(ROWS * LANES).zip(inverses.chunks(ROWS)).enumerate()
-            {
-                for lane in 0..group.lanes {
-                    let column = &weights[lane * view.rows + place * ROWS..][..inverses.len()];
-                    for ((out, weight), inverse) in
-                        out[lane..].iter_mut().step_by(LANES).zip(column).zip(inverses)
-                    {
-                        *out = weight * inverse;
+            for (place, (out, rows)) in out.chunks_mut(ROWS * LANES).zip(rows.chunks(ROWS)).enumerate() {
+                for (lane, column) in columns.iter().enumerate() {
+                    let weights = &weights[lane * view.rows + place * ROWS..][..rows.len()];
+                    for ((out, weight), row) in out[lane..].iter_mut().step_by(LANES).zip(weights).zip(rows) {
+                        *out = weight * (row * column);
                     }
                 }
             }
         } else {
-            for ((out, row), inverse) in
-                out.chunks_exact_mut(LANES).zip(weights.chunks(view.columns)).zip(inverses)
+            for ((out, weights), row) in
+                out.chunks_exact_mut(LANES).zip(weights.chunks(view.columns)).zip(rows)
             {
-                out.iter_mut().zip(&row[..group.lanes]).for_each(|(out, weight)| *out = weight * inverse);
+                for ((out, weight), column) in out.iter_mut().zip(weights).zip(columns) {
+                    *out = weight * (row * column);
+                }
             }
         }
         analyse(self.plan.synthesis, out);

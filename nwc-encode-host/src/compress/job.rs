@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use rayon::prelude::*;
 use tempfile::SpooledTempFile;
 
-use super::encode::{COLUMN_CLASS, Encoder, ROW_CLASS, ROW_SCALE, TensorCoder, Worker};
+use super::encode::{COLUMN_CLASS, COLUMN_SCALE, Encoder, ROW_CLASS, ROW_SCALE, TensorCoder, Worker};
 use super::plan::{ClassSpacing, OCTAVE, TensorPlan};
 use super::rate::{Estimate, SAMPLE_WEIGHTS, Sample, TensorSample, next_step};
 use super::{Fate, RATE_WINDOW, Settings, Target, View};
@@ -310,6 +310,7 @@ impl Job<'_> {
                         let (_, plan) = plans.next().expect("every coded tensor has a plan");
                         let side = u8::from(!plan.row_scale.is_empty()) << ROW_SCALE
                             | u8::from(!plan.row_class.is_empty()) << ROW_CLASS
+                            | u8::from(!plan.column_scale.is_empty()) << COLUMN_SCALE
                             | u8::from(!plan.column_class.is_empty()) << COLUMN_CLASS;
                         EntryKind::Coded(CodedEntry {
                             transposed: view.transposed,
@@ -321,8 +322,8 @@ impl Job<'_> {
                             step: plan.step_at(rate_step),
                             class_base: planned.class_base(plan) as u8,
                             side,
-                            row_shift: if side & 1 == 0 { 0 } else { plan.row_shift as u8 },
-                            column_shift: 0,
+                            row_shift: if plan.row_scale.is_empty() { 0 } else { plan.shift as u8 },
+                            column_shift: if plan.column_scale.is_empty() { 0 } else { plan.shift as u8 },
                             len: 0,
                             content_crc: 0,
                         })

@@ -55,10 +55,10 @@ pub struct Tuning {
     pub lookup_lane_symbols: usize,
     /// A tensor gives a lane at least this many symbols, or has fewer lanes.
     pub min_lane_symbols: usize,
-    /// Row scales are this power of two of steps an octave apart; chosen by cost for each tensor if not given.
-    pub row_shift: Option<u32>,
-    /// Whether columns have classes where they save more than they cost.
-    pub column_classes: bool,
+    /// Scales are this power of two of steps an octave apart; chosen by cost for each tensor if not given.
+    pub scale_shift: Option<u32>,
+    /// Whether inputs have classes where they save more than they cost.
+    pub input_classes: bool,
     /// Spacing of classes in octaves; chosen by the model's size if not given.
     pub class_spacing: Option<f64>,
 }
@@ -71,8 +71,8 @@ impl Default for Tuning {
             lane_symbols: 8192,
             lookup_lane_symbols: 4096,
             min_lane_symbols: 4096,
-            row_shift: None,
-            column_classes: true,
+            scale_shift: None,
+            input_classes: true,
             class_spacing: None,
         }
     }
@@ -87,7 +87,7 @@ pub struct Settings {
     pub quantiser: Quantiser,
     /// How indices become weights.
     pub synthesis: Synthesis,
-    /// The step of a row is proportional to its deviation to this power.
+    /// The step of a row, [out, in], is proportional to its deviation to this power: of a token, if the tensor is an embedding.
     pub row_alpha: f64,
     /// A seek point is stored at least every so many rows of a group of columns; 0 for none.
     pub seek_rows: usize,

@@ -1,7 +1,8 @@
 //! Side information: what is measured on a tensor before any weight is coded, and how the tensor is cut into tiles.
 //!
-//! STEP and SPREAD are two things. The step of a row says how much error its weights may take: it is proportional to the row's deviation to the power
-//! alpha. The spread, relative to the step, says how large a weight tends to be, and picks the probability table: its class.
+//! STEP and SPREAD are two things. The step says how much error a weight may take: it is proportional to the deviation of its output, a row of the tensor [out, in], to the power
+//! alpha. An embedding's outputs are its tokens, which are columns as coded; those of all others are rows as coded. The spread, relative to the step, says how large a weight
+//! tends to be, and picks the probability table: its class.
 
 use std::collections::BTreeMap;
 
@@ -15,13 +16,15 @@ use crate::coding::table::Counts;
 pub(crate) const OCTAVE: f64 = 512.0;
 /// Taller tiles are split, so that tall matrices still decode in parallel.
 const MAX_TILE_ROWS: usize = 8192;
-/// Rows and columns further out than this from their tensor's mean, in octaves, are treated as being there.
+/// Outputs and inputs further out than this from their tensor's mean, in octaves, are treated as being there.
 const MAX_SPREAD: f64 = 12.0;
 
 /// Bits that a weight costs more for each squared octave that its spread is off.
 const MISFIT: f64 = 0.69;
-/// The finest row scales: 1/32 octave.
-const MAX_ROW_SHIFT: u32 = 5;
+/// The finest scales: 1/32 octave.
+const MAX_SHIFT: u32 = 5;
+/// Bits that a band's row stream takes beside its symbols: its record and its lane's state.
+const ROW_STREAM_BITS: f64 = 96.0;
 
 /// How spread classes are spaced, in octaves.
 #[derive(Debug, Clone, Copy)]
@@ -40,12 +43,14 @@ pub struct TensorPlan {
     pub tile_rows: usize,
     /// The tensor's part of every step code, in 1/512 octave; the rate's part is added to it.
     pub step: i32,
-    /// Row scale values are in units of 2^-row_shift octaves.
-    pub row_shift: u32,
-    /// Mean of the rows' deviations, in octaves; rows of zeros left out.
+    /// Scale values are in units of 2^-shift octaves.
+    pub shift: u32,
+    /// Mean of the outputs' deviations, in octaves; outputs of zeros left out.
     pub mean: f64,
     /// Scale value of each row of each matrix; empty if all are 0.
     pub row_scale: Vec<i16>,
+    /// Scale value of each column of each matrix; empty if all are 0.
+    pub column_scale: Vec<i16>,
     /// Class value of each row of each matrix; empty if all are 0.
     pub row_class: Vec<i16>,
     /// Class value of each column of each matrix; empty if all are 0.
@@ -57,40 +62,44 @@ pub struct TensorPlan {
 }
 
 impl TensorPlan {
-    /// Measures a tensor. `weights` is the whole tensor in its own order.
-    pub fn measure(
-        view: View,
-        weights: &[f32],
-        row_alpha: f64,
-        spacing: ClassSpacing,
-        tuning: &Tuning,
-    ) -> Self {
-        let squares = row_energies(&view, weights);
-        let columns = view.columns as f64;
+    /// Measures a tensor. `weights` is the whole tensor in its own order, [batch, out, in].
+    pub fn measure(view: View, weights: &[f32], alpha: f64, spacing: ClassSpacing, tuning: &Tuning) -> Self {
+        let inputs = if view.transposed { view.rows } else { view.columns };
         // Deviations about zero: the coder has no means.
-        let row_log: Vec<f64> = squares.iter().map(|square| 0.5 * (square / columns).log2()).collect();
-        // A few all but dead rows must not drag the centre so far down that the live ones are clamped.
-        let loudest = row_log.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let mean = finite_mean(&row_log).max(loudest - MAX_SPREAD);
-        let relative: Vec<f64> = row_log
+        let deviation = |output: &[f32]| {
+            let square: f64 = output.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
+            0.5 * (square / inputs as f64).log2()
+        };
+        let logs: Vec<f64> = weights.chunks_exact(inputs).map(deviation).collect();
+        // A few all but dead outputs must not drag the centre so far down that the live ones are clamped.
+        let loudest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let mean = finite_mean(&logs).max(loudest - MAX_SPREAD);
+        let relative: Vec<f64> = logs
             .iter()
             .map(|log| if log.is_finite() { (log - mean).clamp(-MAX_SPREAD, MAX_SPREAD) } else { 0.0 })
             .collect();
 
-        let (row_shift, row_scale) = row_scales(&view, &relative, row_alpha, tuning);
-        let step = (row_alpha * mean * OCTAVE).round() as i32;
+        let (shift, scale) = output_scales(&view, &relative, alpha, tuning);
+        let step = (alpha * mean * OCTAVE).round() as i32;
         let step = step.max(SCALE_CODE_MIN + (MAX_SPREAD * OCTAVE) as i32);
-        let row_class: Vec<i16> =
-            relative.iter().map(|log| ((1.0 - row_alpha) * log / spacing.0).round() as i16).collect();
-        let class_base = ((1.0 - row_alpha) * mean / spacing.0).round() as i32;
-
-        let column_class = if tuning.column_classes {
-            column_classes(&view, weights, &relative, mean, spacing)
+        let output_class: Vec<i16> =
+            relative.iter().map(|log| ((1.0 - alpha) * log / spacing.0).round() as i16).collect();
+        let class_base = ((1.0 - alpha) * mean / spacing.0).round() as i32;
+        let input_class = if tuning.input_classes {
+            input_classes(&view, weights, &relative, mean, spacing)
         } else {
             Vec::new()
         };
-        let (lanes, columns_per_lane, tile_rows) = tiling(&view, tuning);
+
         let nonzero = |values: Vec<i16>| if values.iter().all(|&v| v == 0) { Vec::new() } else { values };
+        let (scale, output_class, input_class) =
+            (nonzero(scale), nonzero(output_class), nonzero(input_class));
+        let (row_scale, column_scale, row_class, column_class) = if view.transposed {
+            (Vec::new(), scale, input_class, output_class)
+        } else {
+            (scale, Vec::new(), output_class, input_class)
+        };
+        let (lanes, columns_per_lane, tile_rows) = tiling(&view, tuning);
         Self {
             view,
             lanes,
@@ -98,10 +107,11 @@ impl TensorPlan {
             tile_rows,
             step,
             mean,
-            row_shift,
-            row_scale: nonzero(row_scale),
-            row_class: nonzero(row_class),
-            column_class: nonzero(column_class),
+            shift,
+            row_scale,
+            column_scale,
+            row_class,
+            column_class,
             class_base,
             synthesis: Synthesis::Identity,
         }
@@ -144,7 +154,7 @@ impl TensorPlan {
     /// The tensor's step code at a rate.
     pub fn step_at(&self, rate_step: i32) -> i32 {
         // Whatever a row adds, its scale must stay a normal binary32 number.
-        let unit = 512 >> self.row_shift;
+        let unit = 512 >> self.shift;
         let least = self.row_scale.iter().min().map_or(0, |&v| i32::from(v) * unit).min(0);
         let largest = self.row_scale.iter().max().map_or(0, |&v| i32::from(v) * unit).max(0);
         (self.step + rate_step).clamp(SCALE_CODE_MIN - least, SCALE_CODE_MAX - largest)
@@ -187,15 +197,23 @@ fn histogram(classes: &[i16], first: usize, len: usize) -> BTreeMap<i32, u64> {
     counts
 }
 
-/// Scale values of rows whose deviations are `relative` octaves from the mean, and their resolution: steps an octave, as a power of two. All 0 where
+/// Number of bands of rows of all matrices, before tiles are chosen.
+fn bands(view: &View) -> f64 {
+    (view.batch * view.rows.div_ceil(MAX_TILE_ROWS)) as f64
+}
+
+/// Scale values of outputs whose deviations are `relative` octaves from the mean, and their resolution: steps an octave, as a power of two. All 0 where
 /// they would cost more than they save.
 ///
 /// A step that is off by d octaves costs about 0.69 d^2 bits a weight through the table that no longer fits.
-fn row_scales(view: &View, relative: &[f64], row_alpha: f64, tuning: &Tuning) -> (u32, Vec<i16>) {
-    // All tensors share one table of row scales: +-127 leaves room for 255 values of its 256.
-    let reach = row_alpha * relative.iter().fold(0.0, |most: f64, log| most.max(log.abs()));
+fn output_scales(view: &View, relative: &[f64], alpha: f64, tuning: &Tuning) -> (u32, Vec<i16>) {
+    // All tensors share one table of scales: +-127 leaves room for 255 values of its 256.
+    let reach = alpha * relative.iter().fold(0.0, |most: f64, log| most.max(log.abs()));
     let fits = |shift: &u32| reach * f64::from(1u32 << shift) <= 127.0;
-    let columns = view.columns as f64;
+    // Scales of columns stand in the tiles' own streams.
+    let (inputs, streams) =
+        if view.transposed { (view.rows, 0.0) } else { (view.columns, ROW_STREAM_BITS * bands(view)) };
+    let inputs = inputs as f64;
     let candidate = |shift: u32| {
         let unit = f64::from(1u32 << shift);
         let mut counts = Counts::default();
@@ -203,8 +221,8 @@ fn row_scales(view: &View, relative: &[f64], row_alpha: f64, tuning: &Tuning) ->
         let values: Vec<i16> = relative
             .iter()
             .map(|log| {
-                let value = (row_alpha * log * unit).round();
-                misfit += (row_alpha * log - value / unit).powi(2);
+                let value = (alpha * log * unit).round();
+                misfit += (alpha * log - value / unit).powi(2);
                 counts.add(value as i32);
                 value as i16
             })
@@ -212,21 +230,19 @@ fn row_scales(view: &View, relative: &[f64], row_alpha: f64, tuning: &Tuning) ->
         let stored = if values.iter().all(|&value| value == 0) {
             0.0
         } else {
-            // A stream for each band: its record and its lane's state.
-            let bands = view.batch * view.rows.div_ceil(MAX_TILE_ROWS);
-            counts.entropy() * relative.len() as f64 + 96.0 * bands as f64
+            counts.entropy() * relative.len() as f64 + streams
         };
-        (stored + MISFIT * columns * misfit, shift, values)
+        (stored + MISFIT * inputs * misfit, shift, values)
     };
     let none = {
-        let misfit: f64 = relative.iter().map(|log| (row_alpha * log).powi(2)).sum();
-        (MISFIT * columns * misfit, 0, vec![0; relative.len()])
+        let misfit: f64 = relative.iter().map(|log| (alpha * log).powi(2)).sum();
+        (MISFIT * inputs * misfit, 0, vec![0; relative.len()])
     };
-    if let Some(shift) = tuning.row_shift {
+    if let Some(shift) = tuning.scale_shift {
         let (_, shift, values) = candidate((0..=shift).rev().find(fits).unwrap_or(0));
         return (shift, values);
     }
-    (0..=MAX_ROW_SHIFT)
+    (0..=MAX_SHIFT)
         .filter(fits)
         .map(candidate)
         .chain([none])
@@ -257,56 +273,31 @@ fn finite_mean(logs: &[f64]) -> f64 {
     if count == 0 { 0.0 } else { sum / f64::from(count) }
 }
 
-/// Sum of squares of each row of each matrix.
-fn row_energies(view: &View, weights: &[f32]) -> Vec<f64> {
-    let mut squares = vec![0.0; view.batch * view.rows];
-    for (matrix, squares) in
-        weights.chunks_exact(view.rows * view.columns).zip(squares.chunks_exact_mut(view.rows))
-    {
-        if view.transposed {
-            for column in matrix.chunks_exact(view.rows) {
-                squares.iter_mut().zip(column).for_each(|(sum, &w)| *sum += f64::from(w) * f64::from(w));
-            }
-        } else {
-            for (sum, row) in squares.iter_mut().zip(matrix.chunks_exact(view.columns)) {
-                *sum = row.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
-            }
-        }
-    }
-    squares
-}
-
-/// Class of each column by its spread once the rows are normalised; all 0 where classes would cost more than they save.
-fn column_classes(
+/// Class of each input by its spread once the outputs, `relative` octaves from the mean, are normalised; all 0 where classes would cost more than they save.
+fn input_classes(
     view: &View,
     weights: &[f32],
-    row_log: &[f64],
+    relative: &[f64],
     mean: f64,
     spacing: ClassSpacing,
 ) -> Vec<i16> {
-    let (rows, columns) = (view.rows, view.columns);
-    let mut second = vec![0f64; view.batch * columns];
+    let (outputs, inputs) =
+        if view.transposed { (view.columns, view.rows) } else { (view.rows, view.columns) };
+    let mut second = vec![0f64; view.batch * inputs];
     let mut fourth = 0.0;
-    let inverse: Vec<f64> = row_log.iter().map(|log| (-(log + mean)).exp2()).collect();
-    let matrices = weights.chunks_exact(rows * columns).zip(second.chunks_exact_mut(columns));
-    for ((matrix, second), inverse) in matrices.zip(inverse.chunks_exact(rows)) {
-        let mut add = |row: usize, column: usize, weight: f32| {
-            let square = (f64::from(weight) * inverse[row]).powi(2);
-            second[column] += square;
-            fourth += square * square;
-        };
-        if view.transposed {
-            for (column, values) in matrix.chunks_exact(rows).enumerate() {
-                values.iter().enumerate().for_each(|(row, &weight)| add(row, column, weight));
-            }
-        } else {
-            for (row, values) in matrix.chunks_exact(columns).enumerate() {
-                values.iter().enumerate().for_each(|(column, &weight)| add(row, column, weight));
+    let matrices = weights.chunks_exact(outputs * inputs).zip(second.chunks_exact_mut(inputs));
+    for ((matrix, second), relative) in matrices.zip(relative.chunks_exact(outputs)) {
+        for (output, log) in matrix.chunks_exact(inputs).zip(relative) {
+            let inverse = (-(log + mean)).exp2();
+            for (sum, &weight) in second.iter_mut().zip(output) {
+                let square = (f64::from(weight) * inverse).powi(2);
+                *sum += square;
+                fourth += square * square;
             }
         }
     }
     let none = vec![0; second.len()];
-    let logs: Vec<f64> = second.iter().map(|square| 0.5 * (square / rows as f64).log2()).collect();
+    let logs: Vec<f64> = second.iter().map(|square| 0.5 * (square / outputs as f64).log2()).collect();
     let centre = finite_mean(&logs);
     let count = logs.iter().filter(|log| log.is_finite()).count() as f64;
     if count < 2.0 {
@@ -314,11 +305,11 @@ fn column_classes(
     }
     let variance =
         logs.iter().filter(|log| log.is_finite()).map(|log| (log - centre).powi(2)).sum::<f64>() / count;
-    // What the variance would be if all columns had one spread: that of an estimate from `rows` weights of this kurtosis.
+    // What the variance would be if all inputs had one spread: that of an estimate from `outputs` weights of this kurtosis.
     let total: f64 = second.iter().sum();
-    let elements = (view.batch * rows * columns) as f64;
+    let elements = view.elements() as f64;
     let kurtosis = fourth * elements / (total * total);
-    let noise = (kurtosis - 1.0) / (4.0 * rows as f64) * std::f64::consts::LOG2_E.powi(2);
+    let noise = (kurtosis - 1.0) / (4.0 * outputs as f64) * std::f64::consts::LOG2_E.powi(2);
     let signal = variance - noise;
     if signal <= 0.0 {
         return none;
@@ -329,11 +320,13 @@ fn column_classes(
         .map(|log| if log.is_finite() { log - centre } else { -MAX_SPREAD })
         .map(|log| (shrink * log.clamp(-MAX_SPREAD, MAX_SPREAD) / spacing.0).round() as i16)
         .collect();
-    // A mismatch of d octaves costs 0.69 d^2 bits a weight, a class its entropy once a column.
+    // A mismatch of d octaves costs 0.69 d^2 bits a weight, a class its entropy once an input.
     let mut counts = Counts::default();
     classes.iter().for_each(|&class| counts.add(i32::from(class)));
     let left = spacing.0.powi(2) / 12.0;
-    if MISFIT * (signal - left) * rows as f64 > counts.entropy() + 0.1 { classes } else { none }
+    let streams = if view.transposed { ROW_STREAM_BITS * bands(view) / classes.len() as f64 } else { 0.0 };
+    let gain = MISFIT * (signal - left) * outputs as f64;
+    if gain > counts.entropy() + streams + 0.1 { classes } else { none }
 }
 
 #[cfg(test)]
@@ -376,11 +369,29 @@ mod tests {
             })
             .collect();
         let plan = TensorPlan::measure(view, &weights, 1.0, ClassSpacing(0.5), &Tuning::default());
-        let unit = 1 << plan.row_shift;
+        let unit = 1 << plan.shift;
         assert_eq!(i32::from(plan.row_scale[0] - plan.row_scale[255]), 2 * unit);
         assert_eq!(plan.column_class[0] - plan.column_class[255], 2);
         let flat = TensorPlan::measure(view, &weights, 0.0, ClassSpacing(0.5), &Tuning::default());
         assert!(flat.row_scale.is_empty());
         assert_eq!(flat.row_class[0] - flat.row_class[255], 4);
+    }
+
+    #[test]
+    fn the_outputs_of_an_embedding_are_its_tokens() {
+        // [token, dimension]: loud tokens get scales, loud dimensions classes.
+        let view = View { batch: 1, rows: 256, columns: 256, transposed: true, batched: false };
+        let weights: Vec<f32> = (0..65_536)
+            .map(|i| {
+                let (token, dimension) = (i / 256, i % 256);
+                let sign = if (token * 7 + dimension * 13) % 5 < 2 { -1.0 } else { 1.0 };
+                sign * if token < 64 { 4.0 } else { 1.0 } * if dimension < 128 { 2.0 } else { 1.0 }
+            })
+            .collect();
+        let plan = TensorPlan::measure(view, &weights, 1.0, ClassSpacing(0.5), &Tuning::default());
+        let unit = 1 << plan.shift;
+        assert!(plan.row_scale.is_empty() && plan.column_class.is_empty());
+        assert_eq!(i32::from(plan.column_scale[0] - plan.column_scale[255]), 2 * unit);
+        assert_eq!(plan.row_class[0] - plan.row_class[255], 2);
     }
 }

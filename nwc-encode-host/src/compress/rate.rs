@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use nwc_decode_core::Synthesis;
 use rayon::prelude::*;
 
-use super::encode::{COLUMN_CLASS, Codec, ROW_CLASS, ROW_SCALE, TensorCoder};
+use super::encode::{COLUMN_CLASS, COLUMN_SCALE, Codec, ROW_CLASS, ROW_SCALE, TensorCoder};
 use super::plan::{OCTAVE, TensorPlan};
 use super::{Settings, Tuning};
 use crate::coding::search::{Block, LANES, Quantiser, RateModel, Search};
@@ -132,6 +132,7 @@ impl Sample {
         let mut side = [None, None, None, None];
         side[ROW_SCALE] = side_counts(&|plan| &plan.row_scale);
         side[ROW_CLASS] = side_counts(&|plan| &plan.row_class);
+        side[COLUMN_SCALE] = side_counts(&|plan| &plan.column_scale);
         side[COLUMN_CLASS] = side_counts(&|plan| &plan.column_class);
         let class_counts = plans
             .iter()
@@ -153,6 +154,7 @@ impl Sample {
             .map(|plan| {
                 information(&side[ROW_SCALE], &plan.row_scale)
                     + information(&side[ROW_CLASS], &plan.row_class)
+                    + information(&side[COLUMN_SCALE], &plan.column_scale)
                     + information(&side[COLUMN_CLASS], &plan.column_class)
             })
             .collect();
