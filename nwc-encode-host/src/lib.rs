@@ -28,6 +28,7 @@ pub mod compress;
 pub mod container;
 pub mod device;
 pub mod error;
+pub mod importance;
 pub mod model;
 pub mod progress;
 pub mod restore;

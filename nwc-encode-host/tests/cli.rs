@@ -487,6 +487,71 @@ fn quantizers_and_selections_do_what_they_say() {
     check_restored(&sandbox.read("clip/model.safetensors"), &sandbox.read("raw/model.safetensors"), &report);
 }
 
+/// Importance as a file has it: a log-normal diagonal, and its matrix.
+fn diagonal(inputs: usize) -> Vec<f32> {
+    Source::Gaussian.matrix(1, inputs, 9).iter().map(|normal| (1.5 * normal).exp()).collect()
+}
+
+#[test]
+fn steps_follow_the_importance_of_inputs() {
+    let sandbox = Sandbox::new();
+    let (out, input) = (384, 256);
+    let linear = |name: &str, seed: u64| Tensor::random(name, DType::F32, &[out, input], seed);
+    let embedding = Tensor::random("embed_tokens.weight", DType::F32, &[512, input], 3);
+    let weights = vec![linear("q_proj.weight", 1), linear("k_proj.weight", 2), embedding];
+    sandbox.model("model", &[("model.safetensors", None, weights)], &[("config.json", "{}")]);
+    let diagonal = diagonal(input);
+    let matrix: Vec<f32> =
+        (0..input * input).map(|i| if i % (input + 1) == 0 { diagonal[i / input] } else { 0.125 }).collect();
+    let hessians = vec![
+        Tensor::from_values("q_proj.weight", DType::F32, &[input, input], &matrix),
+        Tensor::from_values("embed_tokens.weight", DType::F32, &[input], &diagonal),
+    ];
+    sandbox.model("h", &[("h.safetensors", None, hessians)], &[]);
+    let compress = |how: &str, file: &str| {
+        sandbox.run(&format!("compress model --bits 3 {how} -o {file} --json")).json()
+    };
+    let [none, levels, continuous] = ["none", "levels", "continuous"].map(|how| {
+        compress(&format!("--hessians h/h.safetensors --importance {how}"), &format!("{how}.nwc"))
+    });
+    assert_eq!(compress("", "plain.nwc")["nmse"], none["nmse"]);
+
+    // Errors as they are counted, from the files.
+    let weighted = |report: &Value, file: &str| {
+        sandbox.run(&format!("decompress {file} -o back --force")).text();
+        let (original, restored) =
+            (sandbox.read("model/model.safetensors"), sandbox.read("back/model.safetensors"));
+        let (original, restored) =
+            (SafeTensors::deserialize(&original).unwrap(), SafeTensors::deserialize(&restored).unwrap());
+        let of = |name: &str| {
+            let (a, b) = (values(&original.tensor(name).unwrap()), values(&restored.tensor(name).unwrap()));
+            let sums = a.iter().zip(&b).enumerate().fold((0.0, 0.0), |(error, energy), (i, (&a, &b))| {
+                let h = f64::from(diagonal[i % input]);
+                (error + h * f64::from(a - b).powi(2), energy + h * f64::from(a).powi(2))
+            });
+            let found = sums.0 / sums.1;
+            if let Some(said) = by_name(report)[name]["weighted_nmse"].as_f64() {
+                close(said, found);
+            }
+            found
+        };
+        assert_eq!(by_name(report)["k_proj.weight"]["weighted_nmse"], Value::Null);
+        [of("q_proj.weight"), of("embed_tokens.weight")]
+    };
+    let (none, levels, continuous) = (
+        weighted(&none, "none.nwc"),
+        weighted(&levels, "levels.nwc"),
+        weighted(&continuous, "continuous.nwc"),
+    );
+    for tensor in 0..2 {
+        let (none, levels, continuous) = (none[tensor], levels[tensor], continuous[tensor]);
+        assert!(
+            continuous < 0.6 * none && levels < 0.85 * none && continuous < levels,
+            "{none} {levels} {continuous}"
+        );
+    }
+}
+
 /// Two shards with one of every kind of tensor.
 fn shards() -> Vec<WeightFile> {
     let embedding = Tensor::random("embed_tokens.weight", DType::F16, &[300, 64], 1);
@@ -973,6 +1038,8 @@ fn messages_about_options() {
             ("compress model --bits 4 -o a.nwc --seek-points 15", &["--seek-points", "16"]),
             ("compress model --bits 4 -o a.nwc --row-alpha 1.5", &["--row-alpha"]),
             ("compress model --bits 4 -o a.nwc --row-alpha nan", &["--row-alpha"]),
+            ("compress model --bits 4 -o a.nwc --importance levels", &["--hessians"]),
+            ("compress model --bits 4 -o a.nwc --hessians none.safetensors", &["none.safetensors: "]),
             ("compress model --bits 0 -o a.nwc", &["model: "]),
             ("compress model --bits=-1 -o a.nwc", &["model: "]),
             ("compress model --bits nan -o a.nwc", &["model: "]),

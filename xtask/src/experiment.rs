@@ -10,6 +10,8 @@ use clap::ValueEnum;
 pub(crate) enum Subject {
     /// Encoding time against rate and distortion, by number of states, with a plot: about 2 minutes
     Frontier,
+    /// What steps that follow the importance of inputs are worth: about 2 minutes
+    Importance,
     /// What each choice of the encoder and each part of the file costs: about 2 minutes
     Overhead,
 }
@@ -23,6 +25,7 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
     let svg = root().join("docs/frontier.svg").display().to_string();
     let (name, paths) = match subject {
         Subject::Frontier => ("frontier", [Some(svg), assets]),
+        Subject::Importance => ("importance", [assets, None]),
         Subject::Overhead => ("overhead", [assets, None]),
     };
     let fixed = ["run", "--release", "--quiet", "-p", "nwc-benches", "--example", "experiment", "--", name];

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use nwc_decode_core::{CHUNK_ROWS, Synthesis};
 use regex::Regex;
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use super::{Outcome, human_bytes, split_lines};
 use crate::atomic::AtomicFile;
 use crate::compress::{DEFAULT_QUANTISER, Report, Selection, Settings, Target, compress, quantiser};
 use crate::container::attachments_section;
+use crate::importance::{Importance, Steps};
 use crate::model::{Model, SkipReason};
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -65,6 +66,12 @@ pub struct CodingArgs {
     /// Steps of rows are proportional to their deviation to this power, 0 to 1
     #[arg(long, default_value_t = 1.0, value_name = "POWER", allow_negative_numbers = true)]
     pub row_alpha: f64,
+    /// How much the inputs of tensors matter: a .safetensors file with H = E[x x^T], [in, in], or its diagonal [in], by the names of tensors
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub hessians: Option<PathBuf>,
+    /// How the steps of inputs follow that; continuous if there are Hessians
+    #[arg(long, value_name = "HOW")]
+    pub importance: Option<ImportanceChoice>,
     /// Code only tensors whose name matches
     #[arg(long, value_name = "REGEX")]
     pub include: Option<Regex>,
@@ -76,11 +83,37 @@ pub struct CodingArgs {
     pub min_weights: usize,
 }
 
+/// How steps follow importance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImportanceChoice {
+    /// All inputs of a tensor have the same step; the weighted errors are reported all the same
+    None,
+    /// The four levels of the paper
+    Levels,
+    /// Steps are proportional to the inverse root of H's diagonal
+    Continuous,
+}
+
 impl CodingArgs {
+    /// What the inputs of tensors matter, if steps are to follow that.
+    fn importance(&self) -> Result<Option<Importance>> {
+        let steps = match self.importance {
+            Some(ImportanceChoice::None) => Steps::None,
+            Some(ImportanceChoice::Levels) => Steps::Levels,
+            Some(ImportanceChoice::Continuous) | None => Steps::Continuous,
+        };
+        match &self.hessians {
+            Some(path) => Importance::open(path, steps).map(Some),
+            None if matches!(self.importance, None | Some(ImportanceChoice::None)) => Ok(None),
+            None => Err(Error::input("--importance needs to know what inputs matter")
+                .remedy("add --hessians FILE.safetensors")),
+        }
+    }
+
     /// The settings for a rate.
     ///
     /// # Errors
-    /// A quantiser or a power that there is not.
+    /// A quantiser or a power that there is not, or what is wrong with the Hessians.
     pub fn settings(&self, target: Target) -> Result<Settings> {
         let quantiser = quantiser(&self.quantizer).ok_or_else(|| {
             Error::input(format!("there is no quantizer \"{}\"", self.quantizer))
@@ -101,7 +134,9 @@ impl CodingArgs {
             exclude: self.exclude.clone(),
             ..Selection::default()
         };
-        Ok(Settings { quantiser, synthesis, row_alpha: self.row_alpha, selection, ..Settings::new(target) })
+        let importance = self.importance()?;
+        let row_alpha = self.row_alpha;
+        Ok(Settings { quantiser, synthesis, row_alpha, importance, selection, ..Settings::new(target) })
     }
 }
 
@@ -205,6 +240,7 @@ pub(crate) fn report_json(report: &Report, seconds: f64) -> Value {
                 "coding": tensor.coding,
                 "bits_per_weight": tensor.bits_per_weight,
                 "nmse": tensor.nmse,
+                "weighted_nmse": tensor.weighted_nmse,
             })
         })
         .collect();
@@ -215,6 +251,7 @@ pub(crate) fn report_json(report: &Report, seconds: f64) -> Value {
         "split": report.split,
         "nmse": report.nmse,
         "nmse_mean": report.nmse_mean,
+        "weighted_nmse_mean": report.weighted_nmse_mean,
         "symbol_entropy": report.symbol_entropy,
         "seconds": seconds,
         "tensors": tensors,

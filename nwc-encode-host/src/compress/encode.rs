@@ -259,9 +259,9 @@ impl<'a> TensorCoder<'a> {
     /// A tensor at a rate: `rate_step` is the rate's part of its step code, `class_base` the class of its weights whose row and column add
     /// nothing.
     pub fn new(plan: &'a TensorPlan, rate_step: i32, class_base: i32) -> Self {
-        let inverses = |values: &[i16], first: i32, count: usize| {
+        let inverses = |values: &[i16], shift: u32, first: i32, count: usize| {
             let inverse = |value: i32| {
-                let code = first + value * (512 >> plan.shift);
+                let code = first + value * (512 >> shift);
                 1.0 / scale(code).expect("step_at() keeps every scale in range")
             };
             if values.is_empty() {
@@ -271,8 +271,8 @@ impl<'a> TensorCoder<'a> {
             }
         };
         let View { batch, rows, columns, .. } = plan.view;
-        let row_inverse = inverses(&plan.row_scale, plan.step_at(rate_step), batch * rows);
-        let column_inverse = inverses(&plan.column_scale, 0, batch * columns);
+        let row_inverse = inverses(&plan.row_scale, plan.row_shift, plan.step_at(rate_step), batch * rows);
+        let column_inverse = inverses(&plan.column_scale, plan.column_shift, 0, batch * columns);
         Self { plan, class_base, row_inverse, column_inverse }
     }
 

@@ -53,6 +53,7 @@ pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<R
         split: Split::of(&container).map_err(wrap)?,
         nmse: 0.0,
         nmse_mean: 0.0,
+        weighted_nmse_mean: None,
         streams: coded.streams,
         lane_states: coded.lane_states,
         symbol_entropy: 0.0,
@@ -71,6 +72,7 @@ pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<R
             coding: coding_name(tensor.coding()),
             bits_per_weight: tensor.stored_bytes() as f64 * 8.0 / (tensor.elements().max(1)) as f64,
             nmse: 0.0,
+            weighted_nmse: None,
         };
         match (&mut coded.entries[index].kind, tensor.coding()) {
             (EntryKind::Raw { crc, .. }, _) => *crc = crc32fast::hash(source.bytes(index)),
@@ -82,6 +84,9 @@ pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<R
                 line.nmse = if tensor_energy > 0.0 { tensor_error / tensor_energy } else { 0.0 };
                 (error, energy, count) = (error + tensor_error, energy + tensor_energy, count + 1);
                 report.nmse_mean += line.nmse;
+                line.weighted_nmse = job
+                    .importance(index)?
+                    .map(|diagonal| weighted_nmse(info.dtype, source.bytes(index), &bytes, diagonal));
                 report.weights += tensor.elements() as u64;
                 progress.advance(tensor.elements() as u64);
             }
@@ -91,6 +96,9 @@ pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<R
     }
     report.nmse = if energy > 0.0 { error / energy } else { 0.0 };
     report.nmse_mean /= f64::from(count.max(1));
+    let weighted: Vec<f64> = report.tensors.iter().filter_map(|tensor| tensor.weighted_nmse).collect();
+    report.weighted_nmse_mean =
+        (!weighted.is_empty()).then(|| weighted.iter().sum::<f64>() / weighted.len() as f64);
     report.symbol_entropy = coded.entropy_bits / report.weights.max(1) as f64;
     let codecs = std::slice::from_ref(&coded.codec);
     let seek_points = match job.settings.seek_rows {
@@ -112,6 +120,21 @@ fn coded_weights(container: &Container<'_>) -> u64 {
         .filter(|tensor| tensor.coding() == Coding::Coded)
         .map(|tensor| tensor.elements() as u64)
         .sum()
+}
+
+/// Squared error over squared weights, each input's squares times its importance; 0 if there is nothing.
+fn weighted_nmse(dtype: DType, original: &[u8], decoded: &[u8], diagonal: &[f32]) -> f64 {
+    let row = diagonal.len() * dtype.size();
+    let sums = |(original, decoded): (&[u8], &[u8])| {
+        let (a, b) = (to_f32(dtype, original), to_f32(dtype, decoded));
+        a.iter().zip(&b).zip(diagonal).fold((0.0, 0.0), |(error, energy), ((&a, &b), &weight)| {
+            let (a, b, weight) = (f64::from(a), f64::from(b), f64::from(weight));
+            (error + weight * (a - b).powi(2), energy + weight * a.powi(2))
+        })
+    };
+    let rows: Vec<(f64, f64)> = original.par_chunks(row).zip(decoded.par_chunks(row)).map(sums).collect();
+    let (error, energy) = rows.iter().fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
+    if energy > 0.0 { error / energy } else { 0.0 }
 }
 
 /// Sum of squared differences and sum of squared originals, on values of the tensor's dtype.

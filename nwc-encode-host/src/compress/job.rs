@@ -1,5 +1,6 @@
 //! The work on one model: measuring it, finding the step that meets the target, coding it.
 
+use std::collections::HashSet;
 use std::io::{BufWriter, Write};
 
 use rayon::prelude::*;
@@ -102,6 +103,38 @@ impl Job<'_> {
         to_f32(self.source.tensor(index).dtype, self.source.bytes(index))
     }
 
+    /// How much the inputs of a coded tensor matter, if that is known: by its own name, or that of one with the same weights.
+    pub(super) fn importance(&self, index: usize) -> Result<Option<&[f32]>> {
+        let (Some(importance), Fate::Code(view)) = (&self.settings.importance, &self.fates[index]) else {
+            return Ok(None);
+        };
+        let twins =
+            (0..self.fates.len()).filter(|&twin| matches!(self.fates[twin], Fate::Alias(of) if of == index));
+        for index in std::iter::once(index).chain(twins) {
+            let found = importance.diagonal(self.source.tensor(index).name, view.inputs())?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Says which names of the importance are of no coded tensor.
+    fn warn_of_strangers(&self) {
+        let Some(importance) = &self.settings.importance else { return };
+        let known: HashSet<&str> = (0..self.fates.len())
+            .filter(|&index| !matches!(self.fates[index], Fate::Raw))
+            .map(|index| self.source.tensor(index).name)
+            .collect();
+        let mut strangers: Vec<&str> = importance.names().filter(|name| !known.contains(name)).collect();
+        strangers.sort_unstable();
+        if let Some(first) = strangers.first() {
+            let count = strangers.len();
+            self.progress
+                .warn(&format!("{count} tensors of the importance are not coded here, {first:?} first"));
+        }
+    }
+
     /// Reads the model once: row and column spreads, and the sample.
     pub(super) fn measure(&self) -> Result<Planned> {
         let batches = self.batches();
@@ -110,6 +143,7 @@ impl Job<'_> {
         // Columns of few weights cannot tell their spread finely, and small models cannot pay for many tables.
         let rows = batches.iter().flatten().map(|(_, view)| view.elements() * view.rows).sum::<usize>()
             / weights.max(1);
+        self.warn_of_strangers();
         let tuning = &self.settings.tuning;
         let spacing = tuning.class_spacing.unwrap_or(if rows < 200 { 0.5 } else { 0.25 });
         let spacing = ClassSpacing(spacing);
@@ -122,13 +156,19 @@ impl Job<'_> {
                 .par_iter()
                 .map(|&(index, view)| {
                     let weights = self.load(index);
-                    let plan = TensorPlan::measure(view, &weights, self.settings.row_alpha, spacing, tuning)
-                        .with_synthesis(self.settings.synthesis);
+                    let importance = self.settings.importance.as_ref();
+                    let octaves = self
+                        .importance(index)?
+                        .and_then(|diagonal| importance.map(|importance| importance.octaves(diagonal)));
+                    let alpha = self.settings.row_alpha;
+                    let plan =
+                        TensorPlan::measure(view, &weights, octaves.as_deref(), alpha, spacing, tuning)
+                            .with_synthesis(self.settings.synthesis);
                     let sample = TensorSample::take(&plan, &weights, fraction);
                     self.progress.advance(weights.len() as u64);
-                    (index, plan, sample)
+                    Ok((index, plan, sample))
                 })
-                .collect();
+                .collect::<Result<_>>()?;
             for (index, plan, sample) in measured {
                 plans.push((index, plan));
                 samples.push(sample);
@@ -322,8 +362,12 @@ impl Job<'_> {
                             step: plan.step_at(rate_step),
                             class_base: planned.class_base(plan) as u8,
                             side,
-                            row_shift: if plan.row_scale.is_empty() { 0 } else { plan.shift as u8 },
-                            column_shift: if plan.column_scale.is_empty() { 0 } else { plan.shift as u8 },
+                            row_shift: if plan.row_scale.is_empty() { 0 } else { plan.row_shift as u8 },
+                            column_shift: if plan.column_scale.is_empty() {
+                                0
+                            } else {
+                                plan.column_shift as u8
+                            },
                             len: 0,
                             content_crc: 0,
                         })

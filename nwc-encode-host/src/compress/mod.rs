@@ -21,6 +21,7 @@ pub use view::{Selection, View};
 
 use crate::coding::search::Quantiser;
 use crate::container::Split;
+use crate::importance::Importance;
 use crate::progress::Progress;
 use crate::tensors::{TensorSource, all_finite};
 use crate::{Error, Result};
@@ -89,6 +90,8 @@ pub struct Settings {
     pub synthesis: Synthesis,
     /// The step of a row, [out, in], is proportional to its deviation to this power: of a token, if the tensor is an embedding.
     pub row_alpha: f64,
+    /// What the inputs of its tensors matter, if their steps are to follow that.
+    pub importance: Option<Importance>,
     /// A seek point is stored at least every so many rows of a group of columns; 0 for none.
     pub seek_rows: usize,
     /// Which tensors are coded.
@@ -108,6 +111,7 @@ impl Settings {
             quantiser,
             synthesis: Synthesis::Identity,
             row_alpha: 1.0,
+            importance: None,
             seek_rows: 0,
             selection: Selection::default(),
             keep_expanding: false,
@@ -129,6 +133,8 @@ pub struct TensorReport {
     pub bits_per_weight: f64,
     /// Squared error over squared weights; 0 if it is not coded.
     pub nmse: f64,
+    /// The same with each input's squares times its importance; `None` if that is not known.
+    pub weighted_nmse: Option<f64>,
 }
 
 /// What compressing came to.
@@ -145,6 +151,8 @@ pub struct Report {
     pub symbol_entropy: f64,
     /// Mean of the coded tensors' nMSE.
     pub nmse_mean: f64,
+    /// Mean of the weighted nMSE of the tensors whose inputs' importance is known; `None` if there is none.
+    pub weighted_nmse_mean: Option<f64>,
     /// Number of streams, and of the lanes of all of them.
     pub streams: u64,
     /// Each begins with a state, of whose 32 bits about 24 carry nothing.

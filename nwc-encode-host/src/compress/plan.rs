@@ -43,8 +43,10 @@ pub struct TensorPlan {
     pub tile_rows: usize,
     /// The tensor's part of every step code, in 1/512 octave; the rate's part is added to it.
     pub step: i32,
-    /// Scale values are in units of 2^-shift octaves.
-    pub shift: u32,
+    /// Scale values of rows are in units of 2^-row_shift octaves, and so those of columns.
+    pub row_shift: u32,
+    /// See there.
+    pub column_shift: u32,
     /// Mean of the outputs' deviations, in octaves; outputs of zeros left out.
     pub mean: f64,
     /// Scale value of each row of each matrix; empty if all are 0.
@@ -62,9 +64,17 @@ pub struct TensorPlan {
 }
 
 impl TensorPlan {
-    /// Measures a tensor. `weights` is the whole tensor in its own order, [batch, out, in].
-    pub fn measure(view: View, weights: &[f32], alpha: f64, spacing: ClassSpacing, tuning: &Tuning) -> Self {
-        let inputs = if view.transposed { view.rows } else { view.columns };
+    /// Measures a tensor. `weights` is the whole tensor in its own order, [batch, out, in]; `importance` says by how many octaves the steps of its inputs are to be
+    /// above or below the others', if they are to differ.
+    pub fn measure(
+        view: View,
+        weights: &[f32],
+        importance: Option<&[f64]>,
+        alpha: f64,
+        spacing: ClassSpacing,
+        tuning: &Tuning,
+    ) -> Self {
+        let (outputs, inputs) = (view.outputs(), view.inputs());
         // Deviations about zero: the coder has no means.
         let deviation = |output: &[f32]| {
             let square: f64 = output.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
@@ -79,26 +89,33 @@ impl TensorPlan {
             .map(|log| if log.is_finite() { (log - mean).clamp(-MAX_SPREAD, MAX_SPREAD) } else { 0.0 })
             .collect();
 
-        let (shift, scale) = output_scales(&view, &relative, alpha, tuning);
+        // Scales of columns stand in the tiles' own streams.
+        let streams = ROW_STREAM_BITS * bands(&view);
+        let (of_outputs, of_inputs) = if view.transposed { (0.0, streams) } else { (streams, 0.0) };
+        let wanted: Vec<f64> = relative.iter().map(|log| alpha * log).collect();
+        let (output_shift, scale) = scales(&wanted, inputs, of_outputs, tuning);
+        let wanted: Vec<f64> = importance.map_or(Vec::new(), |octaves| {
+            octaves.iter().map(|octave| octave.clamp(-MAX_SPREAD, MAX_SPREAD)).collect()
+        });
+        let (input_shift, input_scale) = scales(&wanted.repeat(view.batch), outputs, of_inputs, tuning);
         let step = (alpha * mean * OCTAVE).round() as i32;
         let step = step.max(SCALE_CODE_MIN + (MAX_SPREAD * OCTAVE) as i32);
         let output_class: Vec<i16> =
             relative.iter().map(|log| ((1.0 - alpha) * log / spacing.0).round() as i16).collect();
         let class_base = ((1.0 - alpha) * mean / spacing.0).round() as i32;
         let input_class = if tuning.input_classes {
-            input_classes(&view, weights, &relative, mean, spacing)
+            let unit = f64::from(1u32 << input_shift);
+            let steps: Vec<f64> = input_scale.iter().map(|&value| f64::from(value) / unit).collect();
+            input_classes(&view, weights, &relative, &steps, mean, spacing)
         } else {
             Vec::new()
         };
 
         let nonzero = |values: Vec<i16>| if values.iter().all(|&v| v == 0) { Vec::new() } else { values };
-        let (scale, output_class, input_class) =
-            (nonzero(scale), nonzero(output_class), nonzero(input_class));
-        let (row_scale, column_scale, row_class, column_class) = if view.transposed {
-            (Vec::new(), scale, input_class, output_class)
-        } else {
-            (scale, Vec::new(), output_class, input_class)
-        };
+        let output = (output_shift, nonzero(scale), nonzero(output_class));
+        let input = (input_shift, nonzero(input_scale), nonzero(input_class));
+        let (rows, columns) = if view.transposed { (input, output) } else { (output, input) };
+        let ((row_shift, row_scale, row_class), (column_shift, column_scale, column_class)) = (rows, columns);
         let (lanes, columns_per_lane, tile_rows) = tiling(&view, tuning);
         Self {
             view,
@@ -107,7 +124,8 @@ impl TensorPlan {
             tile_rows,
             step,
             mean,
-            shift,
+            row_shift,
+            column_shift,
             row_scale,
             column_scale,
             row_class,
@@ -154,7 +172,7 @@ impl TensorPlan {
     /// The tensor's step code at a rate.
     pub fn step_at(&self, rate_step: i32) -> i32 {
         // Whatever a row adds, its scale must stay a normal binary32 number.
-        let unit = 512 >> self.shift;
+        let unit = 512 >> self.row_shift;
         let least = self.row_scale.iter().min().map_or(0, |&v| i32::from(v) * unit).min(0);
         let largest = self.row_scale.iter().max().map_or(0, |&v| i32::from(v) * unit).max(0);
         (self.step + rate_step).clamp(SCALE_CODE_MIN - least, SCALE_CODE_MAX - largest)
@@ -202,27 +220,24 @@ fn bands(view: &View) -> f64 {
     (view.batch * view.rows.div_ceil(MAX_TILE_ROWS)) as f64
 }
 
-/// Scale values of outputs whose deviations are `relative` octaves from the mean, and their resolution: steps an octave, as a power of two. All 0 where
-/// they would cost more than they save.
+/// Scale values for steps that are to be so many octaves from the tensor's, `weights` weights each, and their resolution: steps an octave, as a power of two. All 0 where
+/// they, and the `streams` bits that hold them, would cost more than they save.
 ///
-/// A step that is off by d octaves costs about 0.69 d^2 bits a weight through the table that no longer fits.
-fn output_scales(view: &View, relative: &[f64], alpha: f64, tuning: &Tuning) -> (u32, Vec<i16>) {
+/// A step that is off by d octaves costs about 0.69 d^2 bits a weight: through the table that no longer fits, or through the error that is not where it should be.
+fn scales(octaves: &[f64], weights: usize, streams: f64, tuning: &Tuning) -> (u32, Vec<i16>) {
     // All tensors share one table of scales: +-127 leaves room for 255 values of its 256.
-    let reach = alpha * relative.iter().fold(0.0, |most: f64, log| most.max(log.abs()));
+    let reach = octaves.iter().fold(0.0, |most: f64, octave| most.max(octave.abs()));
     let fits = |shift: &u32| reach * f64::from(1u32 << shift) <= 127.0;
-    // Scales of columns stand in the tiles' own streams.
-    let (inputs, streams) =
-        if view.transposed { (view.rows, 0.0) } else { (view.columns, ROW_STREAM_BITS * bands(view)) };
-    let inputs = inputs as f64;
+    let weights = weights as f64;
     let candidate = |shift: u32| {
         let unit = f64::from(1u32 << shift);
         let mut counts = Counts::default();
         let mut misfit = 0.0;
-        let values: Vec<i16> = relative
+        let values: Vec<i16> = octaves
             .iter()
-            .map(|log| {
-                let value = (alpha * log * unit).round();
-                misfit += (alpha * log - value / unit).powi(2);
+            .map(|octave| {
+                let value = (octave * unit).round();
+                misfit += (octave - value / unit).powi(2);
                 counts.add(value as i32);
                 value as i16
             })
@@ -230,13 +245,13 @@ fn output_scales(view: &View, relative: &[f64], alpha: f64, tuning: &Tuning) -> 
         let stored = if values.iter().all(|&value| value == 0) {
             0.0
         } else {
-            counts.entropy() * relative.len() as f64 + streams
+            counts.entropy() * octaves.len() as f64 + streams
         };
-        (stored + MISFIT * inputs * misfit, shift, values)
+        (stored + MISFIT * weights * misfit, shift, values)
     };
     let none = {
-        let misfit: f64 = relative.iter().map(|log| (alpha * log).powi(2)).sum();
-        (MISFIT * inputs * misfit, 0, vec![0; relative.len()])
+        let misfit: f64 = octaves.iter().map(|octave| octave.powi(2)).sum();
+        (MISFIT * weights * misfit, 0, vec![0; octaves.len()])
     };
     if let Some(shift) = tuning.scale_shift {
         let (_, shift, values) = candidate((0..=shift).rev().find(fits).unwrap_or(0));
@@ -273,16 +288,17 @@ fn finite_mean(logs: &[f64]) -> f64 {
     if count == 0 { 0.0 } else { sum / f64::from(count) }
 }
 
-/// Class of each input by its spread once the outputs, `relative` octaves from the mean, are normalised; all 0 where classes would cost more than they save.
+/// Class of each input by its spread, next to its step, once the outputs, `relative` octaves from the mean, are normalised; all 0 where classes would cost more than they
+/// save. `steps` are octaves, none if all are alike.
 fn input_classes(
     view: &View,
     weights: &[f32],
     relative: &[f64],
+    steps: &[f64],
     mean: f64,
     spacing: ClassSpacing,
 ) -> Vec<i16> {
-    let (outputs, inputs) =
-        if view.transposed { (view.columns, view.rows) } else { (view.rows, view.columns) };
+    let (outputs, inputs) = (view.outputs(), view.inputs());
     let mut second = vec![0f64; view.batch * inputs];
     let mut fourth = 0.0;
     let matrices = weights.chunks_exact(outputs * inputs).zip(second.chunks_exact_mut(inputs));
@@ -310,22 +326,31 @@ fn input_classes(
     let elements = view.elements() as f64;
     let kurtosis = fourth * elements / (total * total);
     let noise = (kurtosis - 1.0) / (4.0 * outputs as f64) * std::f64::consts::LOG2_E.powi(2);
-    let signal = variance - noise;
-    if signal <= 0.0 {
+    let signal = (variance - noise).max(0.0);
+    if signal <= 0.0 && steps.is_empty() {
         return none;
     }
-    let shrink = signal / variance;
-    let classes: Vec<i16> = logs
+    let shrink = if signal > 0.0 { signal / variance } else { 0.0 };
+    // Where a class should be: the part of the spread that is no noise, less the step.
+    let wanted: Vec<f64> = logs
         .iter()
-        .map(|log| if log.is_finite() { log - centre } else { -MAX_SPREAD })
-        .map(|log| (shrink * log.clamp(-MAX_SPREAD, MAX_SPREAD) / spacing.0).round() as i16)
+        .enumerate()
+        .map(|(input, log)| {
+            let log = if log.is_finite() { log - centre } else { -MAX_SPREAD };
+            let step = steps.get(input).copied().unwrap_or(0.0);
+            (shrink * log - step).clamp(-MAX_SPREAD, MAX_SPREAD)
+        })
         .collect();
+    let classes: Vec<i16> = wanted.iter().map(|octave| (octave / spacing.0).round() as i16).collect();
     // A mismatch of d octaves costs 0.69 d^2 bits a weight, a class its entropy once an input.
     let mut counts = Counts::default();
     classes.iter().for_each(|&class| counts.add(i32::from(class)));
     let left = spacing.0.powi(2) / 12.0;
     let streams = if view.transposed { ROW_STREAM_BITS * bands(view) / classes.len() as f64 } else { 0.0 };
-    let gain = MISFIT * (signal - left) * outputs as f64;
+    // The variance of what classes can follow; without steps it is the signal's.
+    let followed = wanted.iter().map(|octave| octave.powi(2)).sum::<f64>() / wanted.len() as f64;
+    let worth = if steps.is_empty() { signal } else { followed };
+    let gain = MISFIT * (worth - left) * outputs as f64;
     if gain > counts.entropy() + streams + 0.1 { classes } else { none }
 }
 
@@ -353,7 +378,7 @@ mod tests {
     fn equal_rows_and_columns_need_no_side_information() {
         let view = View { batch: 1, rows: 64, columns: 64, transposed: false, batched: false };
         let weights: Vec<f32> = (0..4096).map(|i| if (i / 3) % 2 == 0 { 0.5 } else { -0.5 }).collect();
-        let plan = TensorPlan::measure(view, &weights, 1.0, ClassSpacing(0.25), &Tuning::default());
+        let plan = TensorPlan::measure(view, &weights, None, 1.0, ClassSpacing(0.25), &Tuning::default());
         assert!(plan.row_scale.is_empty() && plan.column_class.is_empty() && plan.row_class.is_empty());
         assert_eq!(plan.step, -512);
     }
@@ -368,11 +393,11 @@ mod tests {
                 sign * if row < 64 { 4.0 } else { 1.0 } * if column < 128 { 2.0 } else { 1.0 }
             })
             .collect();
-        let plan = TensorPlan::measure(view, &weights, 1.0, ClassSpacing(0.5), &Tuning::default());
-        let unit = 1 << plan.shift;
+        let plan = TensorPlan::measure(view, &weights, None, 1.0, ClassSpacing(0.5), &Tuning::default());
+        let unit = 1 << plan.row_shift;
         assert_eq!(i32::from(plan.row_scale[0] - plan.row_scale[255]), 2 * unit);
         assert_eq!(plan.column_class[0] - plan.column_class[255], 2);
-        let flat = TensorPlan::measure(view, &weights, 0.0, ClassSpacing(0.5), &Tuning::default());
+        let flat = TensorPlan::measure(view, &weights, None, 0.0, ClassSpacing(0.5), &Tuning::default());
         assert!(flat.row_scale.is_empty());
         assert_eq!(flat.row_class[0] - flat.row_class[255], 4);
     }
@@ -388,8 +413,8 @@ mod tests {
                 sign * if token < 64 { 4.0 } else { 1.0 } * if dimension < 128 { 2.0 } else { 1.0 }
             })
             .collect();
-        let plan = TensorPlan::measure(view, &weights, 1.0, ClassSpacing(0.5), &Tuning::default());
-        let unit = 1 << plan.shift;
+        let plan = TensorPlan::measure(view, &weights, None, 1.0, ClassSpacing(0.5), &Tuning::default());
+        let unit = 1 << plan.column_shift;
         assert!(plan.row_scale.is_empty() && plan.column_class.is_empty());
         assert_eq!(i32::from(plan.column_scale[0] - plan.column_scale[255]), 2 * unit);
         assert_eq!(plan.row_class[0] - plan.row_class[255], 2);

@@ -27,6 +27,16 @@ impl View {
         Self { batch, rows, columns, transposed, batched }
     }
 
+    /// Output rows of a matrix [out, in].
+    pub fn outputs(&self) -> usize {
+        if self.transposed { self.columns } else { self.rows }
+    }
+
+    /// Input columns of a matrix [out, in].
+    pub fn inputs(&self) -> usize {
+        if self.transposed { self.rows } else { self.columns }
+    }
+
     /// Number of weights.
     pub fn elements(&self) -> usize {
         self.batch * self.rows * self.columns

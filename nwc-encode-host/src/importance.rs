@@ -1,0 +1,186 @@
+//! How much the inputs of linear layers matter, and the steps that follow from it.
+//!
+//! A layer's output error is `tr(E H E^T)`, with `H = E[x x^T]` of its inputs: an error of input k counts `H_kk` times. At a given rate it is least if the steps of inputs are
+//! proportional to `1/sqrt(H_kk)` (reverse water-filling); the paper (arXiv 2510.11234) has four levels in place of that.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use nwc_decode_core::DType;
+
+use crate::model::Model;
+use crate::tensors::to_f32;
+use crate::{Error, Result};
+
+/// How steps follow importance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Steps {
+    /// All inputs of a tensor have the same; importance only weighs the errors that are reported.
+    None,
+    /// The paper's four levels.
+    Levels,
+    /// Proportional to `1/sqrt(H_kk)`.
+    Continuous,
+}
+
+/// Added to a diagonal whose mean is 1, so that an input that was never seen keeps a finite step (the release's damping).
+const DAMPING: f64 = 0.01;
+/// Parts of a tensor's inputs that have the levels 3, 2 and 1, the most important first.
+const LEVEL_PARTS: [f64; 3] = [0.001, 0.01, 0.1];
+/// What a bit of the levels 0 to 3 costs in the paper's loss: an error may be as large in proportion.
+const LEVEL_COSTS: [f64; 4] = [3.4, 1.2, 0.1, 0.05];
+
+/// Diagonals of H by the names of tensors.
+#[derive(Debug, Clone)]
+pub struct Importance {
+    steps: Steps,
+    diagonals: HashMap<String, Vec<f32>>,
+}
+
+impl Importance {
+    /// Of diagonals [in] by the names of the tensors [out, in] whose inputs they are of.
+    ///
+    /// # Errors
+    /// Names the tensor whose diagonal is empty, not finite, negative, or zero all over.
+    pub fn new(steps: Steps, diagonals: HashMap<String, Vec<f32>>) -> Result<Self> {
+        for (name, diagonal) in &diagonals {
+            let problem = if diagonal.iter().any(|value| !value.is_finite()) {
+                "holds NaN or infinity"
+            } else if diagonal.iter().any(|value| *value < 0.0) {
+                "is negative somewhere"
+            } else if diagonal.iter().all(|value| *value == 0.0) {
+                "is zero all over"
+            } else {
+                continue;
+            };
+            return Err(Error::input(format!("its diagonal of importance {problem}"))
+                .tensor(name)
+                .remedy("calibrate again, or leave it out of the file"));
+        }
+        Ok(Self { steps, diagonals })
+    }
+
+    /// Reads a .safetensors file: for the tensors that it names, a diagonal [in] or a whole H [in, in], as F32, F16 or BF16.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or as [`new`](Self::new).
+    pub fn open(path: &Path, steps: Steps) -> Result<Self> {
+        let file = Model::open(path)?;
+        let mut diagonals = HashMap::new();
+        for (index, tensor) in file.tensors().iter().enumerate() {
+            let bad = |problem: String| {
+                let remedy = "give a diagonal [in] or a matrix [in, in] of F32 for each linear layer";
+                Error::input(problem).file(path).tensor(&tensor.name).remedy(remedy)
+            };
+            if !matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16) {
+                return Err(bad(format!("is of type {}", tensor.dtype)));
+            }
+            let apart = match tensor.shape[..] {
+                [_] => 1,
+                [a, b] if a == b => a + 1,
+                _ => return Err(bad(format!("has the shape {:?}", tensor.shape))),
+            };
+            let size = tensor.dtype.size();
+            let bytes: Vec<u8> =
+                file.bytes(index).chunks_exact(size).step_by(apart).flatten().copied().collect();
+            diagonals.insert(tensor.name.clone(), to_f32(tensor.dtype, &bytes));
+        }
+        Self::new(steps, diagonals).map_err(|error| error.file(path))
+    }
+
+    /// The diagonal of a tensor's inputs, if there is one.
+    ///
+    /// # Errors
+    /// It is of another number of inputs.
+    pub fn diagonal(&self, name: &str, inputs: usize) -> Result<Option<&[f32]>> {
+        match self.diagonals.get(name) {
+            Some(diagonal) if diagonal.len() != inputs => Err(Error::input(format!(
+                "has {inputs} inputs, its diagonal of importance {}",
+                diagonal.len()
+            ))
+            .tensor(name)
+            .remedy("give the importance of this very model")),
+            found => Ok(found.map(Vec::as_slice)),
+        }
+    }
+
+    /// The names of all tensors that have a diagonal.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.diagonals.keys().map(String::as_str)
+    }
+
+    /// The step of each input, in octaves: above or below the tensor's.
+    pub fn octaves(&self, diagonal: &[f32]) -> Vec<f64> {
+        match self.steps {
+            Steps::None => vec![0.0; diagonal.len()],
+            Steps::Levels => {
+                let octave = LEVEL_COSTS.map(|cost| 0.5 * (cost / LEVEL_COSTS[0]).log2());
+                levels(diagonal).into_iter().map(|level| octave[usize::from(level)]).collect()
+            }
+            Steps::Continuous => {
+                let mean = diagonal.iter().map(|&h| f64::from(h)).sum::<f64>() / diagonal.len() as f64;
+                let octave = |&h: &f32| -0.5 * (f64::from(h) / mean + DAMPING).log2();
+                let octaves: Vec<f64> = diagonal.iter().map(octave).collect();
+                let centre = octaves.iter().sum::<f64>() / octaves.len() as f64;
+                octaves.into_iter().map(|octave| octave - centre).collect()
+            }
+        }
+    }
+}
+
+/// The paper's level of each input: 3 for the 0.1 % that matter most, 2 for the next 1 %, 1 for the next 10 %, and 0.
+pub fn levels(diagonal: &[f32]) -> Vec<u8> {
+    let mut order: Vec<usize> = (0..diagonal.len()).collect();
+    // Equals in their order, so that the levels do not depend on how a sort works.
+    order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]).then(a.cmp(&b)));
+    let mut levels = vec![0; diagonal.len()];
+    let (mut first, mut part) = (0, 0.0);
+    for (level, more) in [3, 2, 1].into_iter().zip(LEVEL_PARTS) {
+        part += more;
+        let end = (part * diagonal.len() as f64).round() as usize;
+        order[first..end].iter().for_each(|&input| levels[input] = level);
+        first = end;
+    }
+    levels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_have_the_papers_parts() {
+        let diagonal: Vec<f32> = (0..10_000).map(|i| ((i * 7919) % 10_000) as f32).collect();
+        let levels = levels(&diagonal);
+        let count = |level: u8| levels.iter().map(|&l| usize::from(l == level)).sum::<usize>();
+        assert_eq!([count(3), count(2), count(1), count(0)], [10, 100, 1000, 8890]);
+        let least = |level: u8| {
+            let of_level = diagonal.iter().zip(&levels).filter(|(_, l)| **l == level);
+            of_level.map(|(&h, _)| h).fold(f32::MAX, f32::min)
+        };
+        assert_eq!([least(3), least(2), least(1)], [9990.0, 9890.0, 8890.0]);
+    }
+
+    #[test]
+    fn steps_are_the_inverse_root_of_importance() {
+        let of = |steps| Importance::new(steps, HashMap::new()).unwrap();
+        let octaves = of(Steps::Continuous).octaves(&[400.0, 100.0, 25.0]);
+        // But for the damping.
+        assert!((octaves[1] - octaves[0] - 1.0).abs() < 0.05 && (octaves[2] - octaves[1] - 1.0).abs() < 0.1);
+        assert!(octaves.iter().sum::<f64>().abs() < 1e-9);
+        assert!(of(Steps::Levels).octaves(&[1.0; 5]).iter().all(|&octave| octave == 0.0));
+    }
+
+    #[test]
+    fn what_cannot_be_importance_is_refused_by_name() {
+        for bad in [vec![1.0, f32::NAN], vec![1.0, -1.0], vec![0.0, 0.0], vec![]] {
+            let error = Importance::new(Steps::Levels, HashMap::from([("q_proj".to_owned(), bad)]));
+            assert!(error.unwrap_err().to_string().contains("q_proj"));
+        }
+        let good = HashMap::from([("q_proj".to_owned(), vec![1.0; 4])]);
+        let importance = Importance::new(Steps::Levels, good).unwrap();
+        assert_eq!(importance.diagonal("k_proj", 3).unwrap(), None);
+        assert_eq!(importance.diagonal("q_proj", 4).unwrap(), Some(&[1.0; 4][..]));
+        assert!(importance.diagonal("q_proj", 5).is_err());
+    }
+}
