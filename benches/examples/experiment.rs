@@ -1,13 +1,11 @@
 //! Experiments on the encoder: which trellis is worth its time, and what each choice costs in bits. Prints JSON; `cargo xtask experiment` keeps it.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use nwc_encode_host::compress::{Report, Settings, Target, Tuning, compress, quantiser};
-use nwc_encode_host::importance::{Importance, Steps};
 use nwc_encode_host::model::Model;
 use nwc_encode_host::progress::Silent;
 use nwc_encode_host::synthetic::Source;
@@ -30,6 +28,13 @@ enum Experiment {
         /// Folder with models/
         assets: Option<PathBuf>,
     },
+    /// What each part of the codec is worth, at equal rates
+    Ablations {
+        /// Where to draw it
+        svg: PathBuf,
+        /// Folder with models/
+        assets: Option<PathBuf>,
+    },
     /// What steps by importance are worth: none, the paper's levels, continuous
     Importance {
         /// Folder with models/
@@ -42,6 +47,11 @@ enum Experiment {
     },
 }
 
+#[path = "experiment/ablations.rs"]
+mod ablations;
+#[path = "experiment/importance.rs"]
+mod importance;
+
 fn main() -> Result<()> {
     let results = match Experiment::parse() {
         Experiment::Frontier { svg, assets } => {
@@ -49,7 +59,12 @@ fn main() -> Result<()> {
             plot(&results, &svg)?;
             results
         }
-        Experiment::Importance { assets } => importance(assets.as_deref())?,
+        Experiment::Ablations { svg, assets } => {
+            let results = ablations::run(assets.as_deref())?;
+            ablations::plot(&results, &svg)?;
+            results
+        }
+        Experiment::Importance { assets } => importance::run(assets.as_deref())?,
         Experiment::Overhead { assets } => overhead(assets.as_deref())?,
     };
     println!("{}", serde_json::to_string_pretty(&results)?);
@@ -166,61 +181,6 @@ fn plot(results: &Value, svg: &Path) -> Result<()> {
     chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
     area.present()?;
     Ok(())
-}
-
-/// The spreads of H that are tried, as deviations of log2 of its diagonal.
-const SPREADS: [f64; 3] = [1.0, 2.0, 3.0];
-
-/// At equal rates, the weighted error of each way to let steps follow importance. The diagonals are made up: log-normal, for each coded tensor another.
-fn importance(assets: Option<&Path>) -> Result<Value> {
-    let mut rows = Vec::new();
-    for (name, source) in sources(assets)? {
-        for spread in SPREADS {
-            let diagonals: HashMap<String, Vec<f32>> = (0..source.len())
-                .map(|index| source.tensor(index))
-                .filter(|tensor| tensor.shape.len() >= 2)
-                .enumerate()
-                .map(|(seed, tensor)| {
-                    let inputs = tensor.shape[1..].iter().product();
-                    let normal = Source::Gaussian.matrix(1, inputs, seed as u64);
-                    let diagonal = normal.iter().map(|x| (spread * f64::from(*x)).exp2() as f32);
-                    (tensor.name.to_owned(), diagonal.collect())
-                })
-                .collect();
-            for bits in [2.0, 3.0, 4.0] {
-                let report = |steps: Steps| {
-                    let importance =
-                        Importance::new(steps, diagonals.clone()).map_err(|error| anyhow!("{error}"))?;
-                    let settings =
-                        Settings { importance: Some(importance), ..Settings::new(Target::Bits(bits)) };
-                    encode(&*source, &settings)
-                };
-                let error = |report: &Report| {
-                    report.weighted_nmse_mean.unwrap_or(f64::NAN) * 4f64.powf(report.bits_per_weight())
-                };
-                let none = report(Steps::None)?;
-                for (how, report) in
-                    [("levels", report(Steps::Levels)?), ("continuous", report(Steps::Continuous)?)]
-                {
-                    let gained = 0.5 * (error(&none) / error(&report)).log2();
-                    eprintln!("{name:<10} H 2^{spread} {bits} bits {how:<10} {gained:+.4} bits a weight");
-                    rows.push(json!({
-                        "source": name,
-                        "octaves_of_h": spread,
-                        "bits": bits,
-                        "importance": how,
-                        "bits_per_weight": report.bits_per_weight(),
-                        "nmse": report.nmse,
-                        "nmse_without": none.nmse,
-                        "weighted_nmse_mean": report.weighted_nmse_mean,
-                        "weighted_nmse_mean_without": none.weighted_nmse_mean,
-                        "bits_gained_at_equal_weighted_nmse": gained,
-                    }));
-                }
-            }
-        }
-    }
-    Ok(Value::Array(rows))
 }
 
 /// One choice that differs from the defaults.

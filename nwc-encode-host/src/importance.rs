@@ -158,7 +158,7 @@ mod tests {
             let of_level = diagonal.iter().zip(&levels).filter(|(_, l)| **l == level);
             of_level.map(|(&h, _)| h).fold(f32::MAX, f32::min)
         };
-        assert_eq!([least(3), least(2), least(1)], [9990.0, 9890.0, 8890.0]);
+        assert_eq!([3, 2, 1].map(|level| least(level) as u32), [9990, 9890, 8890]);
     }
 
     #[test]

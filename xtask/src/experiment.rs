@@ -10,21 +10,24 @@ use clap::ValueEnum;
 pub(crate) enum Subject {
     /// Encoding time against rate and distortion, by number of states, with a plot: about 2 minutes
     Frontier,
+    /// What each part of the codec is worth, with a plot: about 3 minutes
+    Ablations,
     /// What steps that follow the importance of inputs are worth: about 2 minutes
     Importance,
     /// What each choice of the encoder and each part of the file costs: about 2 minutes
     Overhead,
 }
 
-/// Measures, and writes `benches/results/SUBJECT.json`; the frontier is drawn in `docs/frontier.svg`. Models of `$NWC_ASSETS` are measured too.
+/// Measures, and writes `benches/results/SUBJECT.json`; what is drawn goes to `docs/SUBJECT.svg`. Models of `$NWC_ASSETS` are measured too.
 pub(crate) fn run(subject: Subject) -> Result<()> {
     let assets = std::env::var("NWC_ASSETS").ok();
     if assets.is_none() {
         println!("set NWC_ASSETS to the folder with models/ to measure those too");
     }
-    let svg = root().join("docs/frontier.svg").display().to_string();
+    let svg = |name: &str| Some(root().join(format!("docs/{name}.svg")).display().to_string());
     let (name, paths) = match subject {
-        Subject::Frontier => ("frontier", [Some(svg), assets]),
+        Subject::Frontier => ("frontier", [svg("frontier"), assets]),
+        Subject::Ablations => ("ablations", [svg("ablations"), assets]),
         Subject::Importance => ("importance", [assets, None]),
         Subject::Overhead => ("overhead", [assets, None]),
     };
