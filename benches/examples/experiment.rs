@@ -40,6 +40,11 @@ enum Experiment {
         /// Folder with models/
         assets: Option<PathBuf>,
     },
+    /// Chunks of normalised weights and levels of importance, as learned codecs would get them
+    Preprocessing {
+        /// Folder with models/
+        assets: Option<PathBuf>,
+    },
     /// What each choice of the encoder and each part of the file costs
     Overhead {
         /// Folder with models/
@@ -51,6 +56,8 @@ enum Experiment {
 mod ablations;
 #[path = "experiment/importance.rs"]
 mod importance;
+#[path = "experiment/preprocessing.rs"]
+mod preprocessing;
 
 fn main() -> Result<()> {
     let results = match Experiment::parse() {
@@ -65,6 +72,7 @@ fn main() -> Result<()> {
             results
         }
         Experiment::Importance { assets } => importance::run(assets.as_deref())?,
+        Experiment::Preprocessing { assets } => preprocessing::run(assets.as_deref())?,
         Experiment::Overhead { assets } => overhead(assets.as_deref())?,
     };
     println!("{}", serde_json::to_string_pretty(&results)?);

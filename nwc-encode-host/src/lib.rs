@@ -22,6 +22,7 @@
 //! ```
 
 pub mod atomic;
+pub mod chunks;
 pub mod coding;
 pub mod commands;
 pub mod compress;

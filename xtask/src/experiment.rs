@@ -14,6 +14,8 @@ pub(crate) enum Subject {
     Ablations,
     /// What steps that follow the importance of inputs are worth: about 2 minutes
     Importance,
+    /// Chunks of normalised weights, and levels of importance, as learned codecs would get them: seconds
+    Preprocessing,
     /// What each choice of the encoder and each part of the file costs: about 2 minutes
     Overhead,
 }
@@ -29,6 +31,7 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
         Subject::Frontier => ("frontier", [svg("frontier"), assets]),
         Subject::Ablations => ("ablations", [svg("ablations"), assets]),
         Subject::Importance => ("importance", [assets, None]),
+        Subject::Preprocessing => ("preprocessing", [assets, None]),
         Subject::Overhead => ("overhead", [assets, None]),
     };
     let fixed = ["run", "--release", "--quiet", "-p", "nwc-benches", "--example", "experiment", "--", name];
