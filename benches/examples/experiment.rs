@@ -40,6 +40,11 @@ enum Experiment {
         /// Folder with models/
         assets: Option<PathBuf>,
     },
+    /// What a sum of few outer products under the quantiser would be worth
+    LowRank {
+        /// Folder with models/
+        assets: Option<PathBuf>,
+    },
     /// Chunks of normalised weights and levels of importance, as learned codecs would get them
     Preprocessing {
         /// Folder with models/
@@ -56,6 +61,8 @@ enum Experiment {
 mod ablations;
 #[path = "experiment/importance.rs"]
 mod importance;
+#[path = "experiment/low_rank.rs"]
+mod low_rank;
 #[path = "experiment/preprocessing.rs"]
 mod preprocessing;
 
@@ -72,6 +79,7 @@ fn main() -> Result<()> {
             results
         }
         Experiment::Importance { assets } => importance::run(assets.as_deref())?,
+        Experiment::LowRank { assets } => low_rank::run(assets.as_deref())?,
         Experiment::Preprocessing { assets } => preprocessing::run(assets.as_deref())?,
         Experiment::Overhead { assets } => overhead(assets.as_deref())?,
     };

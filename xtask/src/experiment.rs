@@ -14,6 +14,8 @@ pub(crate) enum Subject {
     Ablations,
     /// What steps that follow the importance of inputs are worth: about 2 minutes
     Importance,
+    /// What a sum of few outer products under the quantiser would be worth: about 3 minutes
+    LowRank,
     /// Chunks of normalised weights, and levels of importance, as learned codecs would get them: seconds
     Preprocessing,
     /// What each choice of the encoder and each part of the file costs: about 2 minutes
@@ -31,6 +33,7 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
         Subject::Frontier => ("frontier", [svg("frontier"), assets]),
         Subject::Ablations => ("ablations", [svg("ablations"), assets]),
         Subject::Importance => ("importance", [assets, None]),
+        Subject::LowRank => ("low-rank", [assets, None]),
         Subject::Preprocessing => ("preprocessing", [assets, None]),
         Subject::Overhead => ("overhead", [assets, None]),
     };

@@ -10,7 +10,6 @@ use nwc_decode_core::{Checks, Coding, Container, Limits, Synthesis};
 use nwc_encode_host::coding::analysis::analyse;
 use nwc_encode_host::coding::search::LANES;
 use nwc_encode_host::compress::{Selection, Settings, Target, compress, quantiser};
-use nwc_encode_host::model::Model;
 use nwc_encode_host::progress::Silent;
 use nwc_encode_host::restore::{Decoder, TableMemory};
 use nwc_encode_host::synthetic::Source;
@@ -18,6 +17,8 @@ use nwc_encode_host::tensors::{OwnedTensors, TensorSource, to_f32};
 use plotters::prelude::*;
 use rayon::prelude::*;
 use serde_json::{Value, json};
+
+use super::preprocessing::models;
 
 /// Rows and columns of the random matrices.
 const SIDE: usize = 1024;
@@ -53,13 +54,7 @@ fn sources(assets: Option<&Path>) -> Result<Vec<(String, Box<dyn TensorSource>)>
         matrix.push_f32("weight", &[SIDE, SIDE], &source.matrix(SIDE, SIDE, 1));
         sources.push((name.to_owned(), Box::new(matrix)));
     }
-    for model in ["clip-mini", "clip-cifar", "siglip-cifar", "llama-tiny", "qwen3-tiny", "mixtral-tiny"] {
-        if let Some(assets) = assets {
-            let path = assets.join("models").join(model);
-            sources
-                .push((model.to_owned(), Box::new(Model::open(&path).map_err(|error| anyhow!("{error}"))?)));
-        }
-    }
+    sources.extend(models(assets)?);
     Ok(sources)
 }
 

@@ -16,13 +16,23 @@ const BUNDLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/clip-min
 /// Rows and columns of the random matrices.
 const SIDE: usize = 1024;
 
-fn sources(assets: Option<&Path>) -> Result<Vec<(String, Box<dyn TensorSource>)>> {
-    let mut sources: Vec<(String, Box<dyn TensorSource>)> = Vec::new();
+type Sources = Vec<(String, Box<dyn TensorSource>)>;
+
+/// Random matrices and models.
+fn sources(assets: Option<&Path>) -> Result<Sources> {
+    let mut sources: Sources = Vec::new();
     for (name, source) in [("gaussian", Source::Gaussian), ("lognormal rows", Source::LognormalRows)] {
         let mut matrix = OwnedTensors::default();
         matrix.push_f32("weight", &[SIDE, SIDE], &source.matrix(SIDE, SIDE, 1));
         sources.push((name.to_owned(), Box::new(matrix)));
     }
+    sources.extend(models(assets)?);
+    Ok(sources)
+}
+
+/// The bundled model, and the others where they are at hand.
+pub fn models(assets: Option<&Path>) -> Result<Sources> {
+    let mut sources: Sources = Vec::new();
     let mut models = vec![("clip-mini", BUNDLED.into())];
     if let Some(assets) = assets {
         for model in ["clip-cifar", "siglip-cifar", "llama-tiny", "qwen3-tiny", "mixtral-tiny"] {
