@@ -13,6 +13,7 @@ use nwc_encode_host::tensors::{OwnedTensors, TensorSource, all_finite, to_f32};
 use nwc_encode_host::{restore, seek};
 use nwc_tests::builder::Rng;
 use nwc_tests::decode::{FLOATS, as_dtype, from_stored_points};
+use nwc_tests::fuzz::matrices;
 use nwc_tests::naive;
 use proptest::prelude::*;
 use rayon::prelude::*;
@@ -378,5 +379,25 @@ proptest! {
         prop_assert!((bits - 0.03..=bits).contains(&rate), "{rate} bits, {bits} wanted");
         let (_, again) = compressed(&model, &settings, 3);
         prop_assert!(bytes == again, "the number of threads changes the container");
+    }
+}
+
+#[test]
+fn outliers_are_no_further_off_than_other_weights() {
+    // One weight in 10,000 lies 30 deviations out.
+    let mut normal = Normal(Rng(30));
+    let mut weight = |i: usize| match i % 20_000 {
+        5_000 => 30.0,
+        15_000 => -30.0,
+        _ => normal.next() as f32,
+    };
+    let weights: Vec<f32> = (0..1 << 20).map(&mut weight).collect();
+    let mut model = OwnedTensors::default();
+    model.push_f32("weight", &[1 << 10, 1 << 10], &weights);
+    for bits in [2.0, 3.0, 4.0, 6.0] {
+        let settings = Settings::new(Target::Bits(bits));
+        let mut file = tempfile::tempfile().unwrap();
+        let report = compress(&model, Vec::new(), &settings, &Silent, &mut file).unwrap();
+        matrices::check(&model, &settings, &report, &matrices::contents(&mut file));
     }
 }

@@ -1,4 +1,4 @@
-//! What a sum of few outer products under the quantiser would be worth: W = sum of a_j b_j^T + residual, the factors quantised, the residual compressed as ever.
+//! What a sum of few outer products under the quantiser would be worth: `W = a_1 b_1^T + a_2 b_2^T + ... + residual`, the factors quantised, the residual compressed as ever.
 
 use std::path::Path;
 

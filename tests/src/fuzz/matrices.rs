@@ -194,7 +194,11 @@ pub fn contents(file: &mut File) -> Vec<u8> {
     bytes
 }
 
-fn check(model: &OwnedTensors, settings: &Settings, report: &Report, bytes: &[u8]) {
+/// Checks everything that is promised about what a model was compressed to: among the rest, that no weight is further off than 2.02 steps with a trellis, 2.5 without.
+///
+/// # Panics
+/// If a promise is not kept.
+pub fn check(model: &OwnedTensors, settings: &Settings, report: &Report, bytes: &[u8]) {
     let container =
         Container::open(bytes, &Limits::default()).expect("the encoder writes what can be opened");
     assert_eq!(container.len(), model.len());
