@@ -120,7 +120,7 @@ impl Job<'_> {
     }
 
     /// Says which names of the importance are of no coded tensor.
-    fn warn_of_strangers(&self) {
+    pub(super) fn warn_of_strangers(&self) {
         let Some(importance) = &self.settings.importance else { return };
         let known: HashSet<&str> = (0..self.fates.len())
             .filter(|&index| !matches!(self.fates[index], Fate::Raw))
@@ -143,7 +143,6 @@ impl Job<'_> {
         // Columns of few weights cannot tell their spread finely, and small models cannot pay for many tables.
         let rows = batches.iter().flatten().map(|(_, view)| view.elements() * view.rows).sum::<usize>()
             / weights.max(1);
-        self.warn_of_strangers();
         let tuning = &self.settings.tuning;
         let spacing = tuning.class_spacing.unwrap_or(if rows < 200 { 0.5 } else { 0.25 });
         let spacing = ClassSpacing(spacing);

@@ -192,6 +192,7 @@ pub fn compress(
 ) -> Result<Report> {
     let mut job =
         Job { source, settings, progress, attachments, fates: sort_out(source, settings, progress)? };
+    job.warn_of_strangers();
     loop {
         let mut coded = job.meet_target(&job.measure()?)?;
         // A tensor that got larger is better left as it was; without it the rate has to be found again.

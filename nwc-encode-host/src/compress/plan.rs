@@ -98,6 +98,8 @@ impl TensorPlan {
             octaves.iter().map(|octave| octave.clamp(-MAX_SPREAD, MAX_SPREAD)).collect()
         });
         let (input_shift, input_scale) = scales(&wanted.repeat(view.batch), outputs, of_inputs, tuning);
+        let nonzero = |values: Vec<i16>| if values.iter().all(|&v| v == 0) { Vec::new() } else { values };
+        let (scale, input_scale) = (nonzero(scale), nonzero(input_scale));
         let step = (alpha * mean * OCTAVE).round() as i32;
         let step = step.max(SCALE_CODE_MIN + (MAX_SPREAD * OCTAVE) as i32);
         let output_class: Vec<i16> =
@@ -111,9 +113,8 @@ impl TensorPlan {
             Vec::new()
         };
 
-        let nonzero = |values: Vec<i16>| if values.iter().all(|&v| v == 0) { Vec::new() } else { values };
-        let output = (output_shift, nonzero(scale), nonzero(output_class));
-        let input = (input_shift, nonzero(input_scale), nonzero(input_class));
+        let output = (output_shift, scale, nonzero(output_class));
+        let input = (input_shift, input_scale, nonzero(input_class));
         let (rows, columns) = if view.transposed { (input, output) } else { (output, input) };
         let ((row_shift, row_scale, row_class), (column_shift, column_scale, column_class)) = (rows, columns);
         let (lanes, columns_per_lane, tile_rows) = tiling(&view, tuning);
@@ -171,10 +172,14 @@ impl TensorPlan {
 
     /// The tensor's step code at a rate.
     pub fn step_at(&self, rate_step: i32) -> i32 {
-        // Whatever a row adds, its scale must stay a normal binary32 number.
-        let unit = 512 >> self.row_shift;
-        let least = self.row_scale.iter().min().map_or(0, |&v| i32::from(v) * unit).min(0);
-        let largest = self.row_scale.iter().max().map_or(0, |&v| i32::from(v) * unit).max(0);
+        // Whatever a row and a column add, the product of their scales must stay a normal binary32 number.
+        let range = |values: &[i16], shift: u32| {
+            let code = |value: Option<&i16>| value.map_or(0, |&value| i32::from(value) * (512 >> shift));
+            (code(values.iter().min()).min(0), code(values.iter().max()).max(0))
+        };
+        let (rows, columns) =
+            (range(&self.row_scale, self.row_shift), range(&self.column_scale, self.column_shift));
+        let (least, largest) = (rows.0 + columns.0, rows.1 + columns.1);
         (self.step + rate_step).clamp(SCALE_CODE_MIN - least, SCALE_CODE_MAX - largest)
     }
 
