@@ -455,7 +455,7 @@ impl Product<'_> {
     }
 
     /// Adds x W^T to `y`, asynchronously on a stream: `x` [batch, in] as F16, `y` [batch, out] as F32. In which order an element's terms are added is not
-    /// fixed.
+    /// fixed. From compute capability 9.0 on the kernel may begin before the one ahead of it in the stream has ended; it waits for its end before it reads `x` or writes.
     ///
     /// # Errors
     /// What the driver says. What is wrong with tiles, [`check`](Self::check) tells.

@@ -38,7 +38,7 @@ pub struct Importance {
 }
 
 impl Importance {
-    /// Of diagonals [in] by the names of the tensors [out, in] whose inputs they are of.
+    /// Of diagonals `[in]` by the names of the tensors `[out, in]` whose inputs they are of.
     ///
     /// # Errors
     /// Names the tensor whose diagonal is empty, not finite, negative, or zero all over.
@@ -60,7 +60,7 @@ impl Importance {
         Ok(Self { steps, diagonals })
     }
 
-    /// Reads a .safetensors file: for the tensors that it names, a diagonal [in] or a whole H [in, in], as F32, F16 or BF16.
+    /// Reads a .safetensors file: for the tensors that it names, a diagonal `[in]` or a whole H `[in, in]`, as F32, F16 or BF16.
     ///
     /// # Errors
     /// What is wrong with the file, or as [`new`](Self::new).

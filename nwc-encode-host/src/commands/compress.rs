@@ -66,7 +66,7 @@ pub struct CodingArgs {
     /// Steps of rows are proportional to their deviation to this power, 0 to 1
     #[arg(long, default_value_t = 1.0, value_name = "POWER", allow_negative_numbers = true)]
     pub row_alpha: f64,
-    /// How much the inputs of tensors matter: a .safetensors file with H = E[x x^T], [in, in], or its diagonal [in], by the names of tensors
+    /// How much the inputs of tensors matter: a .safetensors file with H = E[x x^T] of the inputs, whole or its diagonal, by the names of tensors
     #[arg(long, value_name = "FILE.safetensors")]
     pub hessians: Option<PathBuf>,
     /// How the steps of inputs follow that; continuous if there are Hessians
