@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use nwc_decode_core::{Checks, Chunk, Coding, Container, DType, Error, Limits, SeekPoint, WINDOW_BYTES};
 use nwc_tests::builder::{File, Seal, reseal};
 use nwc_tests::decode::{FLOATS, Weight, as_dtype, everything, from_seek_points, whole, with_tables};
-use nwc_tests::vectors::{small_hadamard, small_scalar, small_sides};
+use nwc_tests::vectors::{small_hadamard, small_learned, small_scalar, small_sides};
 
 /// What a byte is combined with.
 const FLIPS: [u8; 3] = [0xFF, 0x01, 0x80];
@@ -83,7 +83,7 @@ fn a_changed_byte_under_right_checksums_does_no_harm() {
 #[test]
 fn a_lying_seek_point_does_no_harm() {
     let (mut refused, mut errors, mut decoded) = (0, 0, 0);
-    for file in [small_sides(), small_hadamard()] {
+    for file in [small_sides(), small_hadamard(), small_learned()] {
         let file = file.sealed().with_seek_points(1);
         let (bytes, seals) = (file.bytes(), file.seals());
         // SEEK is the third section.

@@ -54,7 +54,7 @@ impl SideTable {
 /// A checked view of one codec.
 #[derive(Debug, Clone, Copy)]
 pub struct Codec<'a> {
-    synthesis: Synthesis,
+    synthesis: Synthesis<'a>,
     quantiser: Quantiser<'a>,
     precision: u32,
     unions: u8,
@@ -108,11 +108,14 @@ impl<'a, 'r> StoredTable<'a, 'r> {
 }
 
 impl<'a> Codec<'a> {
-    /// Reads everything but the tables.
-    fn parse(body: &'a [u8]) -> Result<Self, Error> {
-        let mut reader = Reader::new(body);
+    /// A codec from its stored form (§4.1). Its tables are not read yet.
+    ///
+    /// # Errors
+    /// [`Error::Codec`] if its fields break that, [`Error::Unsupported`] if they are of a later version.
+    pub fn new(stored: &'a [u8]) -> Result<Self, Error> {
+        let mut reader = Reader::new(stored);
+        let synthesis = Synthesis::read(&mut reader)?;
         let mut field = || reader.u8().ok_or(Error::Codec);
-        let synthesis = Synthesis::from_code(field()?).ok_or(Error::Unsupported)?;
         let trellis = match field()? {
             0 => false,
             1 => true,
@@ -148,7 +151,7 @@ impl<'a> Codec<'a> {
             return Err(Error::Codec);
         }
         let tables = reader.rest;
-        let stored_bytes = body.len();
+        let stored_bytes = stored.len();
         Ok(Self { synthesis, quantiser, precision, unions, classes, side_tables, tables, stored_bytes })
     }
 
@@ -172,7 +175,7 @@ impl<'a> Codec<'a> {
     }
 
     /// The synthesis transform.
-    pub const fn synthesis(&self) -> Synthesis {
+    pub const fn synthesis(&self) -> Synthesis<'a> {
         self.synthesis
     }
 
@@ -258,7 +261,7 @@ fn body(section: &[u8], index: usize) -> Option<&[u8]> {
 }
 
 pub(crate) fn nth(section: &[u8], index: usize) -> Result<Codec<'_>, Error> {
-    Codec::parse(body(section, index).ok_or(Error::Index)?)
+    Codec::new(body(section, index).ok_or(Error::Index)?)
 }
 
 /// Checks the whole section (§4.1).
@@ -267,7 +270,7 @@ pub(crate) fn check(section: &[u8], limits: &Limits) -> Result<(), Error> {
     let count = reader.u8().ok_or(Error::Codec)?;
     for _ in 0..count {
         let len = num::index(reader.u32().ok_or(Error::Codec)?);
-        let codec = Codec::parse(reader.take(len).ok_or(Error::Codec)?)?;
+        let codec = Codec::new(reader.take(len).ok_or(Error::Codec)?)?;
         if codec.table_count() > num::index(limits.tables) {
             return Err(Error::Limit);
         }

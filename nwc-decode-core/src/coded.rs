@@ -78,6 +78,11 @@ impl<'a> CodedTensor<'a> {
         self.geometry.is_transposed()
     }
 
+    /// As [`Geometry::is_direct`].
+    pub const fn is_direct(&self) -> bool {
+        self.geometry.is_direct()
+    }
+
     /// Number of weights.
     pub const fn elements(&self) -> usize {
         self.geometry.elements()

@@ -81,6 +81,7 @@ impl fmt::Debug for Name<'_> {
 pub(crate) struct CodedEntry {
     pub(crate) transposed: bool,
     pub(crate) batched: bool,
+    pub(crate) direct: bool,
     pub(crate) codec: u8,
     pub(crate) lanes: u32,
     pub(crate) columns_per_lane: u32,
@@ -467,7 +468,7 @@ fn read_coded(entries: &mut Reader<'_>) -> Result<(CodedEntry, usize, usize), Er
     if layers != 1 {
         return Err(Error::Unsupported);
     }
-    if view > 3 {
+    if view > 7 {
         return Err(Error::Shape);
     }
     if side > 15 {
@@ -486,6 +487,7 @@ fn read_coded(entries: &mut Reader<'_>) -> Result<(CodedEntry, usize, usize), Er
     let entry = CodedEntry {
         transposed: view & 1 != 0,
         batched: view & 2 != 0,
+        direct: view & 4 != 0,
         codec,
         lanes: u32::from(lanes),
         columns_per_lane: u32::try_from(columns).map_err(|_| Error::Geometry)?,

@@ -135,6 +135,11 @@ impl Geometry {
         self.entry.transposed
     }
 
+    /// Whether indices are weights, whatever the codec's synthesis.
+    pub const fn is_direct(&self) -> bool {
+        self.entry.direct
+    }
+
     /// Number of weights.
     pub const fn elements(&self) -> usize {
         self.batch.saturating_mul(self.rows).saturating_mul(self.columns)

@@ -27,11 +27,6 @@ pub(crate) const fn dtype_code(dtype: crate::DType) -> u8 {
     dtype as u8
 }
 
-/// The discriminant of a synthesis.
-pub(crate) const fn synthesis_code(synthesis: crate::Synthesis) -> u8 {
-    synthesis as u8
-}
-
 /// The low eight bits.
 pub(crate) const fn low_u8(x: u32) -> u8 {
     (x & 0xFF) as u8
@@ -59,7 +54,13 @@ pub(crate) const fn sign_extend_16(x: u32) -> i32 {
     (x & 0xFFFF) as u16 as i16 as i32
 }
 
-/// The nearest binary32 to an integer; exact below 2^24 in magnitude.
+/// A byte as a two's complement number.
+#[inline(always)]
+pub(crate) const fn sign_extend_8(x: u8) -> i32 {
+    x.cast_signed() as i32
+}
+
+/// The nearest binary32 to an integer, ties to even; exact below 2^24 in magnitude.
 pub(crate) const fn float(x: i32) -> f32 {
     x as f32
 }

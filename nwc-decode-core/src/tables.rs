@@ -184,7 +184,7 @@ pub struct Tables<'s> {
     /// Trellis: next states; empty for the scalar quantiser.
     next: &'s [u8],
     side: [Option<usize>; 4],
-    synthesis: Synthesis,
+    synthesis: Synthesis<'s>,
 }
 
 /// Frequencies of levels (§4.3): calls `sink` with each symbol and its frequency, which sum to 2^precision.
@@ -352,7 +352,7 @@ impl<'s> Tables<'s> {
         self.classes
     }
 
-    pub(crate) const fn synthesis(&self) -> Synthesis {
+    pub(crate) const fn synthesis(&self) -> Synthesis<'s> {
         self.synthesis
     }
 

@@ -5,7 +5,7 @@ use crate::directory::CodedEntry;
 use crate::engine::{RowEngine, Rows};
 use crate::geometry::TilePlace;
 use crate::rans::{LOWER_BOUND, RowPlace, RowTables, RowValue, Words, start};
-use crate::{Element, Error, Tables, num, scale};
+use crate::{Element, Error, Synthesis, Tables, num, scale};
 
 /// The most lanes a tile can have.
 pub const MAX_LANES: usize = 32;
@@ -456,7 +456,8 @@ impl<'t> Walk<'t> {
         chunk.first_row = self.place.row;
         chunk.first_column = self.place.group.wrapping_mul(num::index(self.shape.entry.lanes));
         chunk.column_scale = self.column_scale;
-        let synthesis = self.tables.synthesis();
+        let direct = self.shape.entry.direct;
+        let synthesis = if direct { Synthesis::Identity } else { self.tables.synthesis() };
         synthesis.apply(&mut chunk.latents, rows);
         chunk.fraction_bits = synthesis.fraction_bits();
 

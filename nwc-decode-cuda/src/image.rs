@@ -12,6 +12,7 @@ use nwc_decode_kernels::layout::{
 use rayon::prelude::*;
 
 use crate::indices::TileIndices;
+use crate::network;
 use crate::quads::{QuadTable, Split, Spread, TableSet};
 use crate::recode::{PathCode, Piece, Recoder};
 
@@ -94,12 +95,9 @@ impl Image {
             let coded = tensor.coded()?;
             let (synthesis, tables) = expanded.get(coded.codec_index()).ok_or(Error::Index)?;
             let shape = coded.shape();
-            let record = add_tensor(&mut writer, &coded, tables, options)?;
-            records.push(TensorRecord {
-                first_item: items,
-                hadamard: (*synthesis == Synthesis::Hadamard).into(),
-                ..record
-            });
+            let synthesis = if coded.is_direct() { Synthesis::Identity } else { *synthesis };
+            let record = add_tensor(&mut writer, &coded, synthesis, tables, options)?;
+            records.push(TensorRecord { first_item: items, ..record });
             items += record.items;
             tensors.push(ImageTensor {
                 index,
@@ -223,6 +221,7 @@ impl Writer {
 fn add_tensor(
     writer: &mut Writer,
     coded: &CodedTensor<'_>,
+    synthesis: Synthesis<'_>,
     tables: &Tables<'_>,
     options: ImageOptions,
 ) -> Result<TensorRecord, Error> {
@@ -245,19 +244,24 @@ fn add_tensor(
     let pieces: Vec<Vec<Piece>> = tiles.par_iter().map(|tile| recoder.pieces(tile, item_rows)).collect();
 
     let [batch, out, input] = coded.shape().map(|n| n as u32);
-    let slots: Vec<u32> = recoder.set.tables.iter().flat_map(QuadTable::slots).collect();
+    let mut shared: Vec<u32> = recoder.set.tables.iter().flat_map(QuadTable::slots).collect();
+    let network = 4 * shared.len() as u32;
+    let (synthesis, latent_unit, largest) = network::add(synthesis, &mut shared);
     let mut record = TensorRecord {
         batch,
         out,
         input,
         transposed: coded.is_transposed().into(),
-        table_bytes: 4 * slots.len() as u32,
-        tables: writer.put_once(bytemuck::cast_slice(&slots).to_vec())?,
+        table_bytes: 4 * shared.len() as u32,
+        tables: writer.put_once(bytemuck::cast_slice(&shared).to_vec())?,
         table_count: recoder.set.tables.len() as u32,
         precision: recoder.set.precision,
         trellis: recoder.path.map_or(0, |path| path.order),
         low_bits: recoder.split.low_bits,
         planes: recoder.planes(),
+        synthesis,
+        network,
+        latent_unit,
         items_across: tiles.iter().take(blocks).map(|tile| tile.columns.div_ceil(LANES) as u32).sum(),
         ..bytemuck::Zeroable::zeroed()
     };
@@ -293,7 +297,7 @@ fn add_tensor(
                     // The fast way decodes whole chunks only, and bytes.
                     let careful = !piece.rows.len().is_multiple_of(CHUNK)
                         || recoder.split.low_bits > 4
-                        || !is_tame(rows, here);
+                        || !is_tame(rows, here, largest);
                     let number = first_of_band + segment * record.items_across as usize + across;
                     lanes[number] = piece.lanes;
                     items[number] = ItemRecord {
@@ -349,12 +353,12 @@ fn recoder(tables: &Tables<'_>, tiles: &[TileIndices]) -> Recoder {
     Recoder { split, path, set: TableSet::new(&spreads, MOST_TABLES) }
 }
 
-/// Whether no product can overflow binary16 or become so small that it loses bits, if latents are at most 512: four times an index that is a byte.
-fn is_tame(rows: &[RowValue], columns: &[f32]) -> bool {
+/// Whether no product can overflow binary16 or become so small that it loses bits, if no latent is above `largest` steps.
+fn is_tame(rows: &[RowValue], columns: &[f32], largest: f32) -> bool {
     let range = |scales: &mut dyn Iterator<Item = f32>| {
         scales.fold((f32::MAX, 0f32), |(least, most), scale| (least.min(scale), most.max(scale)))
     };
     let (least_row, most_row) = range(&mut rows.iter().map(|row| row.scale));
     let (least_column, most_column) = range(&mut columns.iter().copied());
-    most_row * most_column * 512.0 < 65504.0 && least_row * least_column > 1e-30
+    most_row * most_column * largest < 65504.0 && least_row * least_column > 1e-30
 }

@@ -14,6 +14,7 @@ mod image;
 mod indices;
 #[cfg(feature = "host")]
 mod launcher;
+mod network;
 mod oracle;
 pub mod ptx;
 mod quads;

@@ -6,6 +6,7 @@ use nwc_decode_core::Error;
 use nwc_decode_kernels::lane::{self, LOWER_BOUND, Lane, Memory, Planes, Symbols, Words};
 use nwc_decode_kernels::layout::{
     CHUNK, GROUP, Header, ItemRecord, LANES, LaneRecord, Patch, RING_BYTES, TensorRecord, UNIT, flag,
+    synthesis,
 };
 
 use crate::Image;
@@ -190,6 +191,11 @@ impl<'a> Warp<'a> {
         here
     }
 
+    /// The tensor's tables, and its network behind them.
+    fn tables(&self) -> View<'a> {
+        View(&self.view.0[self.tensor.tables as usize * UNIT..])
+    }
+
     fn latents(&mut self, number: usize, first: u32, patches: &[Patch]) -> [i32; CHUNK] {
         let tensor = self.tensor;
         let high = tensor.high_planes();
@@ -210,13 +216,19 @@ impl<'a> Warp<'a> {
         for patch in patches.iter().filter(|patch| patch.place as usize % LANES == number) {
             indices[(patch.place / LANES as u32 - first) as usize] = patch.index;
         }
-        lane::synthesise(indices, tensor.hadamard != 0, self.item.rows - first)
+        let rows = self.item.rows - first;
+        let careful = self.item.flags & flag::CAREFUL != 0 || !patches.is_empty();
+        if careful || tensor.synthesis == synthesis::IDENTITY {
+            lane::synthesise(tensor, &self.tables(), indices, rows)
+        } else {
+            lane::synthesise_bytes(tensor, &self.tables(), bytes)
+        }
     }
 
     fn write(&self, number: usize, first: u32, latents: [i32; CHUNK], is_patched: bool, out: &mut [f32]) {
         let Self { view, tensor, item, .. } = self;
         let (out_rows, input) = (tensor.out as usize, tensor.input as usize);
-        let unit = if tensor.hadamard != 0 { 0.25 } else { 1.0 };
+        let unit = tensor.latent_unit;
         let column_scale: f32 = view.read(item.column_scales, number);
         for (row, latent) in (first..item.rows).zip(latents) {
             let row_scale: f32 = view.read(item.row_scales, row as usize);

@@ -55,6 +55,7 @@ pub enum EntryKind {
 pub struct CodedEntry {
     pub transposed: bool,
     pub batched: bool,
+    pub direct: bool,
     pub codec: u8,
     pub lanes: u8,
     pub columns_per_lane: u64,
@@ -264,7 +265,7 @@ fn write_entry(out: &mut Vec<u8>, names: &mut NameTable, entry: &Entry, gap: u64
         EntryKind::Alias(target) => varint(out, *target as u64),
         EntryKind::Coded(coded) => {
             out.extend([
-                u8::from(coded.transposed) | u8::from(coded.batched) << 1,
+                u8::from(coded.transposed) | u8::from(coded.batched) << 1 | u8::from(coded.direct) << 2,
                 1,
                 coded.codec,
                 coded.lanes,

@@ -23,6 +23,7 @@
 
 pub mod atomic;
 pub mod chunks;
+pub mod codec_file;
 pub mod coding;
 pub mod commands;
 pub mod compress;

@@ -3,7 +3,8 @@
 use std::io;
 
 use nwc_decode_core::{
-    CHUNK_ROWS, Checks, Chunk, CodedTensor, Container, Geometry, SeekPoint, SideTable, Tables, Tile,
+    CHUNK_ROWS, Checks, Chunk, Codec, CodedTensor, Container, Geometry, Quantiser, SeekPoint, SideTable,
+    Tables, Tile,
 };
 use rayon::prelude::*;
 
@@ -155,7 +156,8 @@ fn coded_entries<'e>(
 ) -> impl Iterator<Item = (usize, &'e Entry, &'e CodedEntry, PointForm)> {
     entries.iter().enumerate().filter_map(|(index, entry)| {
         let EntryKind::Coded(coded) = &entry.kind else { return None };
-        let trellis = codecs[usize::from(coded.codec)][1] == 1;
+        let codec = Codec::new(&codecs[usize::from(coded.codec)]).expect("an encoder made it");
+        let trellis = matches!(codec.quantiser(), Quantiser::Trellis { .. });
         Some((index, entry, coded, PointForm { side: coded.side, trellis }))
     })
 }

@@ -271,14 +271,50 @@ class Table:
         return b"".join(bytes((i,)) * f for i, f in enumerate(self.freq))
 
 
-IDENTITY, HADAMARD = 0, 1
+IDENTITY, HADAMARD, LEARNED = 0, 1, 2
+
+
+class Network:
+    """9.3"""
+
+    def __init__(self, reader):
+        self.places = reader.u8()
+        require(self.places <= 12, CODEC, "%d binary places" % self.places)
+        self.matrix = self.table(reader, 16, 16)
+        for row in self.matrix:
+            require(sum(map(abs, row)) <= 4 << self.places, CODEC, "a row of the matrix that gains too much")
+        count = reader.u8()
+        require(count <= 2, CODEC, "%d layers" % count)
+        self.layers, width = [], 16
+        for _ in range(count):
+            inputs, width, shift = width, reader.u8(), reader.u8()
+            require(1 <= width <= 64 and shift <= 15, CODEC, "a layer of width %d, shift %d" % (width, shift))
+            biases = struct.unpack("<%dh" % width, reader.take(2 * width))
+            self.layers.append((shift, biases, self.table(reader, width, inputs)))
+        self.output = self.table(reader, 16, width) if count else []
+
+    @staticmethod
+    def table(reader, rows, columns):
+        return [struct.unpack("%db" % columns, reader.take(columns)) for _ in range(rows)]
+
+    def latents(self, chunk):
+        """Sixteen latent values, of sixteen indices; in binary64, not yet rounded"""
+        sums = [sum(map(int.__mul__, row, chunk)) for row in self.matrix]
+        if self.layers:
+            x = [min(max(i, -128), 127) for i in chunk]
+            for shift, biases, weights in self.layers:
+                x = [min(max((b + sum(map(int.__mul__, row, x))) >> shift, 0), 127)
+                     for b, row in zip(biases, weights)]
+            sums = [s + sum(map(int.__mul__, row, x)) for s, row in zip(sums, self.output)]
+        return [s / (1 << self.places) for s in sums]
 
 
 class Codec:
     def __init__(self, data):
         reader = Reader(data, CODEC)
         self.synthesis = reader.u8()
-        require(self.synthesis in (IDENTITY, HADAMARD), UNSUPPORTED, "a reserved synthesis")
+        require(self.synthesis in (IDENTITY, HADAMARD, LEARNED), UNSUPPORTED, "a reserved synthesis")
+        self.network = Network(reader) if self.synthesis == LEARNED else None
         quantiser = reader.u8()
         require(quantiser <= 1, CODEC, "quantiser %d" % quantiser)
         self.trellis = quantiser == 1
@@ -353,10 +389,10 @@ def parse_name(reader, tensor, names):
 
 def parse_view(tensor, view):
     """3.7 and 3.9: sets batches, rows and columns."""
-    require(view < 4, SHAPE, "view %d" % view)
+    require(view < 8, SHAPE, "view %d" % view)
     dims = tensor.shape
     require(len(dims) >= 1 and 0 not in dims, SHAPE, "a coded tensor of shape %r" % (dims,))
-    tensor.transposed = bool(view & 1)
+    tensor.transposed, tensor.direct = bool(view & 1), bool(view & 4)
     tensor.batches = 1
     if view & 2:
         require(len(dims) >= 2, SHAPE, "a batch of nothing")
@@ -534,16 +570,22 @@ def parse_streams(tensor, item):
     return streams[:row_streams], streams[row_streams:]
 
 
-def synthesise(synthesis, indices, rows, lanes):
+def hadamard(chunk):
+    """9.2"""
+    return [sum(-i if bin(j & k).count("1") % 2 else i for k, i in enumerate(chunk)) / 4 for j in range(16)]
+
+
+def synthesise(codec, direct, indices, rows, lanes):
     """9: the latent values of a group of columns, [row][lane]; every one is a binary32 number"""
     latents = array("d", indices)
-    if synthesis == HADAMARD:
-        for first in range(0, rows - 15, 16):
-            for lane in range(lanes):
-                chunk = [indices[(first + k) * lanes + lane] for k in range(16)]
-                for j in range(16):
-                    total = sum(-i if bin(j & k).count("1") % 2 else i for k, i in enumerate(chunk))
-                    latents[(first + j) * lanes + lane] = total / 4
+    if direct or codec.synthesis == IDENTITY:
+        return latents
+    transform = codec.network.latents if codec.network else hadamard
+    for first in range(0, rows - 15, 16):
+        for lane in range(lanes):
+            places = range(first * lanes + lane, (first + 16) * lanes, lanes)
+            for place, latent in zip(places, transform([indices[place] for place in places])):
+                latents[place] = round32(latent)
     return latents
 
 
@@ -647,7 +689,8 @@ class CodedDecoder:
         at = 0
         for first in range(0, columns, tensor.lanes):
             group = range(first, min(first + tensor.lanes, columns))
-            latents = synthesise(self.codec.synthesis, indices[at:at + rows * len(group)], rows, len(group))
+            part = indices[at:at + rows * len(group)]
+            latents = synthesise(self.codec, tensor.direct, part, rows, len(group))
             at += rows * len(group)
             for r in range(rows):
                 row_factor = row_factors[r]

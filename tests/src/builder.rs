@@ -131,6 +131,8 @@ impl Table {
 #[allow(missing_docs)]
 pub struct Codec {
     pub synthesis: u8,
+    /// Written for synthesis 2 only.
+    pub network: Vec<u8>,
     pub quantiser: u8,
     /// With `next`, written for quantiser 1 only.
     pub state_bits: u8,
@@ -151,6 +153,7 @@ impl Codec {
     pub fn scalar(precision: u8, tables: Vec<Table>) -> Self {
         Self {
             synthesis: 0,
+            network: Vec::new(),
             quantiser: 0,
             state_bits: 0,
             next: Vec::new(),
@@ -181,7 +184,11 @@ impl Codec {
 
     /// The stored form.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![self.synthesis, self.quantiser];
+        let mut bytes = vec![self.synthesis];
+        if self.synthesis == 2 {
+            bytes.extend(&self.network);
+        }
+        bytes.push(self.quantiser);
         if self.quantiser == 1 {
             bytes.push(self.state_bits);
             bytes.extend(&self.next);

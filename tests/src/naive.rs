@@ -73,8 +73,72 @@ struct Table {
 }
 
 #[derive(Debug, Clone)]
+enum Synthesis {
+    Identity,
+    Hadamard,
+    Learned(Network),
+}
+
+/// A learned synthesis (§9.3).
+#[derive(Debug, Clone)]
+struct Network {
+    places: u32,
+    matrix: Vec<Vec<i64>>,
+    layers: Vec<Layer>,
+    output: Vec<Vec<i64>>,
+}
+
+#[derive(Debug, Clone)]
+struct Layer {
+    shift: u32,
+    biases: Vec<i64>,
+    weights: Vec<Vec<i64>>,
+}
+
+impl Network {
+    fn parse(fields: &mut Cursor<'_>) -> Self {
+        let table = |fields: &mut Cursor<'_>, rows: usize, columns: usize| -> Vec<Vec<i64>> {
+            (0..rows).map(|_| (0..columns).map(|_| i64::from(fields.u8() as i8)).collect()).collect()
+        };
+        let places = u32::from(fields.u8());
+        let matrix = table(fields, 16, 16);
+        let mut width = 16;
+        let count = fields.u8();
+        let layers: Vec<Layer> = (0..count)
+            .map(|_| {
+                let before = width;
+                width = usize::from(fields.u8());
+                let shift = u32::from(fields.u8());
+                let biases =
+                    (0..width).map(|_| i64::from(i16::from_le_bytes([fields.u8(), fields.u8()]))).collect();
+                Layer { shift, biases, weights: table(fields, width, before) }
+            })
+            .collect();
+        let output = table(fields, if count > 0 { 16 } else { 0 }, width);
+        Self { places, matrix, layers, output }
+    }
+
+    fn latent(&self, indices: &[i64], j: usize) -> f64 {
+        let sum =
+            |weights: &[i64], inputs: &[i64]| weights.iter().zip(inputs).map(|(w, x)| w * x).sum::<i64>();
+        let mut total = sum(&self.matrix[j], indices);
+        let mut x: Vec<i64> = indices.iter().map(|&index| index.clamp(-128, 127)).collect();
+        for Layer { shift, biases, weights } in &self.layers {
+            let unit = |(bias, weights): (&i64, &Vec<i64>)| {
+                (bias + sum(weights, &x)).div_euclid(2i64.pow(*shift)).clamp(0, 127)
+            };
+            x = biases.iter().zip(weights).map(unit).collect();
+        }
+        if !self.layers.is_empty() {
+            total += sum(&self.output[j], &x);
+        }
+        total as f64 / 2f64.powi(self.places as i32)
+    }
+}
+
+#[derive(Debug, Clone)]
 struct Codec {
-    hadamard: bool,
+    synthesis: Synthesis,
     next: Option<Vec<u8>>,
     precision: u32,
     unions: usize,
@@ -86,7 +150,11 @@ struct Codec {
 impl Codec {
     fn parse(bytes: &[u8]) -> Self {
         let mut fields = Cursor { bytes, at: 0 };
-        let hadamard = fields.u8() == 1;
+        let synthesis = match fields.u8() {
+            0 => Synthesis::Identity,
+            1 => Synthesis::Hadamard,
+            _ => Synthesis::Learned(Network::parse(&mut fields)),
+        };
         let next = (fields.u8() == 1).then(|| {
             let state_bits = fields.u8();
             fields.take(2 << state_bits).to_vec()
@@ -100,7 +168,7 @@ impl Codec {
             .collect();
         let weights = (0..unions * classes).map(|_| Table::parse(&mut bits, precision)).collect();
         let side = [0, 1, 2, 3].map(|i| (side >> i & 1 == 1).then(|| Table::parse(&mut bits, precision)));
-        Self { hadamard, next, precision, unions, classes, weights, side }
+        Self { synthesis, next, precision, unions, classes, weights, side }
     }
 }
 
@@ -161,6 +229,7 @@ pub enum Kind {
 pub struct Coded {
     pub transposed: bool,
     pub batched: bool,
+    pub direct: bool,
     pub codec: usize,
     pub lanes: usize,
     pub per_lane: usize,
@@ -334,7 +403,8 @@ impl Coded {
         data.take(gap);
         Self {
             transposed: view % 2 == 1,
-            batched: view / 2 == 1,
+            batched: view / 2 % 2 == 1,
+            direct: view / 4 == 1,
             codec,
             lanes,
             per_lane,
@@ -460,13 +530,18 @@ impl Codec {
     }
 
     /// The latent value of a weight, from the indices of its group of columns (§9).
-    fn latent(&self, indices: &[Vec<i64>], r: usize, lane: usize) -> f64 {
+    fn latent(&self, coded: &Coded, indices: &[Vec<i64>], r: usize, lane: usize) -> f64 {
         let first = r / 16 * 16;
-        if !self.hadamard || first + 16 > indices.len() {
+        if coded.direct || first + 16 > indices.len() {
             return indices[r][lane] as f64;
         }
+        let chunk: Vec<i64> = (0..16).map(|k| indices[first + k][lane]).collect();
         let sign = |k: usize| if ((r % 16) & k).count_ones().is_multiple_of(2) { 1 } else { -1 };
-        (0..16).map(|k| sign(k) * indices[first + k][lane]).sum::<i64>() as f64 / 4.0
+        match &self.synthesis {
+            Synthesis::Identity => indices[r][lane] as f64,
+            Synthesis::Hadamard => (0..16).map(|k| sign(k) * chunk[k]).sum::<i64>() as f64 / 4.0,
+            Synthesis::Learned(network) => network.latent(&chunk, r % 16),
+        }
     }
 
     /// A tile's weights and their steps, row-major in rows and columns as coded (§8 to §10), and its seek points.
@@ -538,7 +613,7 @@ impl Codec {
             for (r, row) in rows.iter().enumerate() {
                 let row_factor = scale(coded.step + row.scale * 2i64.pow(9 - coded.row_shift));
                 for lane in 0..active {
-                    let latent = self.latent(&indices, r, lane);
+                    let latent = round(self.latent(coded, &indices, r, lane), F32);
                     let column_factor = if coded.side & 4 == 0 {
                         1.0
                     } else {

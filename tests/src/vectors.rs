@@ -160,6 +160,8 @@ fn valid() -> Vec<(&'static str, File)> {
         ("warps", warps()),
         ("small-hadamard", small_hadamard()),
         ("hadamard", hadamard()),
+        ("small-learned", small_learned()),
+        ("learned", learned()),
         ("small-seek", small_sides().with_seek_points(1)),
         ("seek", seek()),
         ("seek-nothing", File { seek: Some(Vec::new()), ..small_sides() }),
@@ -769,6 +771,87 @@ fn hadamard() -> File {
     file
 }
 
+/// A stored network (§9.3) of random weights, with layers of these widths.
+fn network(places: u8, widths: &[u8], rng: &mut Rng) -> Vec<u8> {
+    let mut bytes = vec![places];
+    // No row of sixteen gains more than 4.
+    let most = ((4i32 << places) / 16).min(127);
+    let entry = |rng: &mut Rng, most: i32| rng.within(-most..most + 1) as i8 as u8;
+    bytes.extend((0..256).map(|_| entry(rng, most)));
+    bytes.push(widths.len() as u8);
+    let mut inputs = 16;
+    for &width in widths {
+        bytes.extend([width, 5 + width / 16]);
+        bytes.extend((0..width).flat_map(|_| (rng.within(-1000..1001) as i16).to_le_bytes()));
+        bytes.extend((0..usize::from(width) * inputs).map(|_| entry(rng, 127)));
+        inputs = usize::from(width);
+    }
+    if !widths.is_empty() {
+        bytes.extend((0..16 * inputs).map(|_| entry(rng, 127)));
+    }
+    bytes
+}
+
+/// A whole chunk of rows and a few more, with a hidden layer.
+pub fn small_learned() -> File {
+    let network = network(6, &[3], &mut Rng(30));
+    let codec = Codec { synthesis: 2, network, ..Codec::scalar(10, vec![Table::weights(4, 14, 1)]) };
+    let mut file = File { codecs: vec![codec], ..File::default() };
+    let coded = Coded { lanes: 2, per_lane: 1, step: -2000, ..Coded::plain(19, 3) };
+    file.random("weight", F32, &[19, 3], coded, 8, &mut Rng(31));
+    file
+}
+
+/// Matrices alone, one and two hidden layers, of the least and the largest width; tiles of no, of only and of some whole chunks; direct tensors; indices of
+/// all magnitudes, so that sums need more than 24 bits.
+fn learned() -> File {
+    let mut rng = Rng(32);
+    let escapes = Codec::trellis(trellis(8), 12, 2, vec![Table::weights(2, 16, 1), Table::weights(3, 16, 1)]);
+    let codecs: Vec<Codec> = [(7, &[][..]), (0, &[]), (6, &[32]), (8, &[64, 64]), (12, &[1, 48]), (5, &[17])]
+        .into_iter()
+        .enumerate()
+        .map(|(number, (places, widths))| {
+            let network = network(places, widths, &mut rng);
+            let codec = if number % 2 == 0 { sides_codec(12) } else { escapes.clone() };
+            Codec { synthesis: 2, network, ..codec }
+        })
+        .collect();
+    let mut file = File { codecs, ..File::default() };
+    for codec in 0..6u8 {
+        for (rows, tile_rows) in [(15, 15), (16, 16), (49, 49), (70, 24), (64, 32)] {
+            let coded = Coded {
+                view: rows as u8 & 1,
+                codec,
+                lanes: 3,
+                per_lane: 2,
+                tile_rows,
+                step: -3000,
+                side: if codec % 2 == 0 { 15 } else { 0 },
+                class_base: 1 - codec % 2,
+                ..Coded::plain(rows, 8)
+            };
+            let dims = if rows & 1 == 0 { [rows, 8] } else { [8, rows] };
+            let dtype = [F16, F32, BF16][usize::from(codec) % 3];
+            file.random(&format!("codec{codec}.rows{rows}"), dtype, &dims, coded, 18, &mut rng);
+        }
+        let direct = Coded { view: 4, codec, lanes: 3, per_lane: 2, step: -3000, ..Coded::plain(33, 5) };
+        file.random(&format!("codec{codec}.direct"), F32, &[33, 5], direct, 18, &mut rng);
+        if codec % 2 == 1 {
+            let coded = Coded { codec, lanes: 4, per_lane: 2, step: -2560, ..Coded::plain(33, 6) };
+            let tables = file.codecs[usize::from(codec)].clone();
+            let mut content = coded.random(&[33, 6], &tables, 3, &mut rng);
+            let extremes = [i16::MIN, i16::MAX, -32767, 32766, -4, 4, 255, -256];
+            for (place, value) in content.values.iter_mut().enumerate().filter(|(place, _)| place % 5 < 3) {
+                *value = i32::from(extremes[place % extremes.len()]);
+            }
+            content.values[..16 * 6].iter_mut().step_by(6).for_each(|value| *value = i32::from(i16::MIN));
+            let coded = coded.with(&[33, 6], &tables, &content);
+            file.coded(&format!("codec{codec}.extremes"), F32, &[33, 6], coded);
+        }
+    }
+    file
+}
+
 /// Points of tiles with and without row streams, side information and a trellis; of many groups, bands and matrices.
 fn seek() -> File {
     let mut rng = Rng(29);
@@ -1087,7 +1170,7 @@ fn dimensions(bad: &mut Vec<Bad>) {
         (Error::Shape, "overflow-beside-zero", raw(&[1 << 40, 1 << 40, 0])),
         (Error::Shape, "coded-scalar", changed(|f| f.entries[0].dims.clear())),
         (Error::Shape, "coded-empty", changed(|f| f.entries[0].dims = vec![24, 4, 0])),
-        (Error::Shape, "view-bit-2", recoded(|c| c.view = 4)),
+        (Error::Shape, "view-bit-3", recoded(|c| c.view = 8)),
         (Error::Shape, "batch-alone", {
             let mut file = File { codecs: base().codecs, ..File::default() };
             file.random("v", F32, &[7], Coded { step: 1, ..Coded::plain(7, 1) }, 4, &mut Rng(1));
@@ -1175,6 +1258,11 @@ fn codec_fields(bad: &mut Vec<Bad>) {
         change(&mut file.codecs[0]);
         file.bytes()
     };
+    let network = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut file = small_learned().sealed();
+        change(&mut file.codecs[0].network);
+        file.bytes()
+    };
     let section = |change: &dyn Fn(&mut Vec<u8>)| cut(|s| change(&mut s[1].bytes));
     bad.extend([
         (Error::Codec, "empty-section", section(&Vec::clear)),
@@ -1258,8 +1346,20 @@ fn codec_fields(bad: &mut Vec<Bad>) {
             }),
         ),
         (Error::Codec, "bytes-left", codec(&|c| c.tail.push(0))),
+        (Error::Codec, "network-of-13-places", network(&|n| n[0] = 13)),
+        (Error::Codec, "network-that-gains", network(&|n| n[1..17].fill(17))),
+        (Error::Codec, "network-of-three-layers", network(&|n| n[257] = 3)),
+        (Error::Codec, "network-of-no-width", network(&|n| n[258] = 0)),
+        (Error::Codec, "network-of-width-65", network(&|n| n[258] = 65)),
+        (Error::Codec, "network-of-shift-16", network(&|n| n[259] = 16)),
+        (Error::Codec, "cut-in-network", {
+            let mut sections = small_learned().sealed().sections();
+            sections[1].bytes.truncate(1 + 4 + 300);
+            sections[1].bytes[1..5].copy_from_slice(&300u32.to_le_bytes());
+            write(0, &sections)
+        }),
         (Error::Codec, "padding-not-zero", section(&|b| *b.last_mut().expect("a codec is there") |= 0x80)),
-        (Error::Unsupported, "synthesis", codec(&|c| c.synthesis = 2)),
+        (Error::Unsupported, "synthesis", codec(&|c| c.synthesis = 3)),
         (Error::Unsupported, "entropy-mode", codec(&|c| c.entropy_mode = 1)),
         (Error::Unsupported, "layers", recoded(|c| c.layers = 2)),
         (Error::Unsupported, "no-layers", recoded(|c| c.layers = 0)),

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow};
-use nwc_decode_core::{Checks, Coding, Container, Limits, Synthesis};
-use nwc_encode_host::coding::analysis::analyse;
+use nwc_decode_core::{Checks, Coding, Container, Limits};
 use nwc_encode_host::coding::search::LANES;
+use nwc_encode_host::coding::transform::Transform;
 use nwc_encode_host::compress::{Selection, Settings, Target, compress, quantiser};
 use nwc_encode_host::progress::Silent;
 use nwc_encode_host::restore::{Decoder, TableMemory};
@@ -35,13 +35,16 @@ fn variants(bits: f64) -> Result<Vec<(&'static str, Settings)>> {
     let mut unconditioned = default();
     unconditioned.tuning.unions = Some(1);
     unconditioned.tuning.input_classes = false;
+    let mut everywhere = default();
+    everywhere.tuning.transform_always = true;
     Ok(vec![
         ("default", default()),
         ("no trellis", quantised("scalar")?),
         ("trellis of 8 states", quantised("trellis8")?),
         ("no conditioning", unconditioned),
         ("rows not normalised", Settings { row_alpha: 0.0, ..default() }),
-        ("hadamard", Settings { synthesis: Synthesis::Hadamard, ..default() }),
+        ("identity", Settings { transform: Transform::Identity, ..default() }),
+        ("hadamard everywhere", everywhere),
     ])
 }
 
@@ -65,8 +68,8 @@ pub fn run(assets: Option<&Path>) -> Result<Value> {
         let matrices = Matrix::all(&*source);
         let kurtosis = json!({
             "source": name,
-            "kurtosis_of_weights": kurtosis(&matrices, Synthesis::Identity),
-            "kurtosis_of_hadamard_latents": kurtosis(&matrices, Synthesis::Hadamard),
+            "kurtosis_of_weights": kurtosis(&matrices, &Transform::Identity),
+            "kurtosis_of_hadamard_latents": kurtosis(&matrices, &Transform::Hadamard),
         });
         eprintln!("{kurtosis}");
         rows.push(kurtosis);
@@ -231,7 +234,7 @@ fn vector_quantised(matrices: &[Matrix], bits: u32) -> (f64, f64) {
 }
 
 /// Fourth moment over the squared second, of all weights once their rows are normalised, or of what they are transformed to.
-fn kurtosis(matrices: &[Matrix], synthesis: Synthesis) -> f64 {
+fn kurtosis(matrices: &[Matrix], transform: &Transform) -> f64 {
     let (mut second, mut fourth, mut count) = (0.0, 0.0, 0.0);
     for matrix in matrices {
         let rows = matrix.deviations.len();
@@ -241,7 +244,7 @@ fn kurtosis(matrices: &[Matrix], synthesis: Synthesis) -> f64 {
             for (to, row) in group.chunks_exact_mut(LANES).zip(matrix.weights.chunks_exact(matrix.columns)) {
                 to[..lanes].copy_from_slice(&row[first..first + lanes]);
             }
-            analyse(synthesis, &mut group);
+            transform.analyse(&mut group);
             for weight in group.chunks_exact(LANES).flat_map(|row| &row[..lanes]) {
                 let square = f64::from(*weight).powi(2);
                 second += square;

@@ -6,7 +6,8 @@
 
 use nwc_decode_core::Error;
 
-use crate::layout::{CHUNK, GROUP, LaneRecord, RING_BYTES, TensorRecord, UNIT};
+use crate::layout::{CHUNK, GROUP, LaneRecord, RING_BYTES, TensorRecord, UNIT, synthesis};
+use crate::network::Network;
 use crate::num::{byte, delayed};
 
 /// The bottom of a lane's range, and its state at the end of an item.
@@ -213,15 +214,32 @@ pub fn widen(indices: [i32; CHUNK], low_bits: u32, is_odd: bool, plane: impl Fn(
     wide
 }
 
-/// What a sink of latents gets of a chunk's indices: themselves, or with the Hadamard synthesis four times the latents (§9). `rows` are really there.
+/// The latents (§9) of a chunk's indices, in units of [`TensorRecord::latent_unit`]. `rows` are really there; `tables` are the tensor's.
 #[inline(always)]
-pub fn synthesise(indices: [i32; CHUNK], with_hadamard: bool, rows: u32) -> [i32; CHUNK] {
-    if !with_hadamard {
+pub fn synthesise(
+    tensor: &TensorRecord,
+    tables: &impl Memory,
+    indices: [i32; CHUNK],
+    rows: u32,
+) -> [i32; CHUNK] {
+    if tensor.synthesis == synthesis::IDENTITY {
         indices
-    } else if rows >= CHUNK as u32 {
+    } else if rows < CHUNK as u32 {
+        rows!(ROW => indices[ROW] * (1.0 / tensor.latent_unit) as i32)
+    } else if tensor.synthesis == synthesis::HADAMARD {
         hadamard(indices)
     } else {
-        rows!(ROW => indices[ROW] * 4)
+        Network::new(tables, tensor.network).of_indices(indices)
+    }
+}
+
+/// The same of a whole chunk whose indices are bytes.
+#[inline(always)]
+pub fn synthesise_bytes(tensor: &TensorRecord, tables: &impl Memory, bytes: Bytes) -> [i32; CHUNK] {
+    if tensor.synthesis == synthesis::LEARNED {
+        Network::new(tables, tensor.network).of_bytes(bytes, unit_bits(tensor.low_bits))
+    } else {
+        synthesise(tensor, tables, by_rows(bytes, tensor.low_bits), CHUNK as u32)
     }
 }
 

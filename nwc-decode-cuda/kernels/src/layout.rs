@@ -69,7 +69,7 @@ impl Header {
 }
 
 /// A tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct TensorRecord {
     /// Output rows of one matrix.
@@ -95,7 +95,7 @@ pub struct TensorRecord {
     /// A slot is its symbol's frequency, a byte, the offset in the symbol's range, a byte, and the coarse values of its four weights, four bits each: the first
     /// two's above the last two's in the two high bytes.
     pub tables: u32,
-    /// Bytes of its tables, a multiple of [`UNIT`].
+    /// Bytes of its tables and its network, a multiple of [`UNIT`].
     pub table_bytes: u32,
     /// Number of its tables.
     pub table_count: u32,
@@ -107,12 +107,24 @@ pub struct TensorRecord {
     pub low_bits: u32,
     /// Planes of an item: with a trellis, one for the path and one for each low bit above the second; otherwise one for each low bit.
     pub planes: u32,
-    /// 1 for the Hadamard synthesis.
-    pub hadamard: u32,
+    /// One of [`synthesis`].
+    pub synthesis: u32,
     /// Length of the image in units.
     pub units: u32,
-    /// Zero.
-    pub spare: [u32; 2],
+    /// Where behind the start of its tables its network is, in bytes; with a learned synthesis only.
+    pub network: u32,
+    /// What a latent counts, a power of two: latents are fixed-point numbers.
+    pub latent_unit: f32,
+}
+
+/// How latents come of indices (docs/bitstream.md §9).
+pub mod synthesis {
+    /// They are the same.
+    pub const IDENTITY: u32 = 0;
+    /// By the Hadamard transform.
+    pub const HADAMARD: u32 = 1;
+    /// By a network.
+    pub const LEARNED: u32 = 2;
 }
 
 impl TensorRecord {
@@ -251,7 +263,7 @@ impl LaneRecord {
 }
 
 /// What a block of threads decodes: neighbouring items of one tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct BlockRecord {
     /// The tensor, so that a block need not look for it.

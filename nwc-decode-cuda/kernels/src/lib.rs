@@ -18,6 +18,7 @@
 
 pub mod lane;
 pub mod layout;
+pub mod network;
 mod num;
 
 #[cfg(target_arch = "nvptx64")]

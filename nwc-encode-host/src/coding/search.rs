@@ -109,6 +109,15 @@ impl RateModel {
         self.first..self.last + 1
     }
 
+    /// What an index costs by its rate alone.
+    #[inline]
+    pub fn cost(&self, class: i32, index: i32) -> f32 {
+        let phase = index & 3;
+        // As [`Lanes::metrics`] limits floors. The candidate at the floor itself has no distance.
+        let floor = index.min(self.last & !3 | phase).max(self.first & !3 | phase);
+        self.costs[(self.base(class) + floor) as usize][phase as usize] - CONSTANTS[1]
+    }
+
     /// Place of a class's costs for a floor of 0.
     #[inline(always)]
     fn base(&self, class: i32) -> i32 {

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use nwc_decode_core::{CHUNK_ROWS, Synthesis};
+use nwc_decode_core::CHUNK_ROWS;
 use regex::Regex;
 use serde_json::{Value, json};
 
 use super::{Outcome, human_bytes, split_lines};
 use crate::atomic::AtomicFile;
-use crate::compress::{DEFAULT_QUANTISER, Report, Selection, Settings, Target, compress, quantiser};
+use crate::codec_file;
+use crate::coding::transform::Transform;
+use crate::compress::{DEFAULT_QUANTISER, Report, Selection, Settings, Target, Tuning, compress, quantiser};
 use crate::container::attachments_section;
 use crate::importance::{Importance, Steps};
 use crate::model::{Model, SkipReason};
@@ -60,9 +62,12 @@ pub struct CodingArgs {
     /// scalar, or trellis8 .. trellis256 by number of states
     #[arg(long, default_value = DEFAULT_QUANTISER, value_name = "NAME")]
     pub quantizer: String,
-    /// How indices become weights: identity, or hadamard (a transform down each column)
-    #[arg(long, default_value = "identity", value_name = "NAME")]
+    /// How indices become weights: identity; hadamard (a transform down each column); default (that, where it saves bits); or a file that `train` wrote
+    #[arg(long, default_value = "default", value_name = "NAME or FILE")]
     pub codec: String,
+    /// Times that indices are chosen anew, after what the decoder would make of them, where weights are transformed
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub optimise_codes: usize,
     /// Steps of rows are proportional to their deviation to this power, 0 to 1
     #[arg(long, default_value_t = 1.0, value_name = "POWER", allow_negative_numbers = true)]
     pub row_alpha: f64,
@@ -119,11 +124,12 @@ impl CodingArgs {
             Error::input(format!("there is no quantizer \"{}\"", self.quantizer))
                 .remedy("use scalar, trellis8, trellis16, trellis32, trellis64, trellis128 or trellis256")
         })?;
-        let synthesis =
-            Synthesis::ALL.into_iter().find(|synthesis| synthesis.name() == self.codec).ok_or_else(|| {
-                Error::input(format!("there is no codec \"{}\"", self.codec))
-                    .remedy("use identity or hadamard")
-            })?;
+        let transform = match self.codec.as_str() {
+            "identity" => Transform::Identity,
+            "default" | "hadamard" => Transform::Hadamard,
+            file => codec_file::open(Path::new(file))?,
+        };
+        let tuning = Tuning { transform_always: self.codec == "hadamard", ..Tuning::default() };
         if !(0.0..=1.0).contains(&self.row_alpha) {
             return Err(Error::input(format!("--row-alpha {} is out of range", self.row_alpha))
                 .remedy("give a power from 0 (all rows one step) to 1 (rows normalised)"));
@@ -136,7 +142,16 @@ impl CodingArgs {
         };
         let importance = self.importance()?;
         let row_alpha = self.row_alpha;
-        Ok(Settings { quantiser, synthesis, row_alpha, importance, selection, ..Settings::new(target) })
+        Ok(Settings {
+            quantiser,
+            transform,
+            row_alpha,
+            importance,
+            selection,
+            tuning,
+            code_rounds: self.optimise_codes,
+            ..Settings::new(target)
+        })
     }
 }
 

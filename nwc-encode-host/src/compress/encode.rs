@@ -1,20 +1,20 @@
 //! From a tensor and its plan to streams: filling blocks with weights in units of their step, searching, entropy coding.
 
-use nwc_decode_core::{Synthesis, scale};
+use nwc_decode_core::scale;
 
 use super::View;
 use super::plan::TensorPlan;
-use crate::coding::analysis::analyse;
 use crate::coding::rans::{StreamWriter, Symbol};
 use crate::coding::search::{Block, LANES, Quantiser, RateModel, Search};
 use crate::coding::table::{BitWriter, Table, Tally};
+use crate::coding::transform::Transform;
 use crate::coding::trellis::Trellis;
 
 /// A codec as it goes into a container: quantiser, tables of all classes, side tables.
 #[derive(Debug, Clone)]
 pub struct Codec {
-    /// How indices become weights.
-    pub synthesis: Synthesis,
+    /// What is undone once weights are quantised.
+    pub transform: Transform,
     /// How indices are chosen and coded.
     pub quantiser: Quantiser,
     /// Precision of all tables.
@@ -38,7 +38,7 @@ pub(crate) const COLUMN_CLASS: usize = 3;
 impl Codec {
     /// The stored form (docs/bitstream.md §4.1).
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![self.synthesis.code()];
+        let mut bytes = self.transform.stored();
         match &self.quantiser {
             Quantiser::Scalar => bytes.push(0),
             Quantiser::Trellis(trellis) => {
@@ -72,6 +72,7 @@ impl Codec {
 pub struct Encoder<'a> {
     codec: &'a Codec,
     rate: &'a RateModel,
+    code_rounds: usize,
     symbols: Vec<Symbol>,
     /// Number of the first symbol of each weight table, which is its escape.
     escapes: Vec<u16>,
@@ -85,8 +86,8 @@ pub struct Encoder<'a> {
 const ESCAPED: u16 = 1 << 15;
 
 impl<'a> Encoder<'a> {
-    /// From a codec, and what the search takes its symbols to cost.
-    pub fn new(codec: &'a Codec, rate: &'a RateModel) -> Self {
+    /// From a codec, what the search takes its symbols to cost, and how often indices are chosen anew.
+    pub fn new(codec: &'a Codec, rate: &'a RateModel, code_rounds: usize) -> Self {
         let mut symbols = Vec::new();
         let mut add = |table: &Table| {
             let first = symbols.len() as u16;
@@ -109,7 +110,7 @@ impl<'a> Encoder<'a> {
                 }
             })
             .collect();
-        Self { codec, rate, symbols, escapes, side, numbers, empty }
+        Self { codec, rate, code_rounds, symbols, escapes, side, numbers, empty }
     }
 
     /// The number of a symbol of a side table that holds this value.
@@ -135,6 +136,7 @@ impl<'a> Encoder<'a> {
 pub struct Worker<'a> {
     encoder: &'a Encoder<'a>,
     search: Search,
+    refiner: Refiner,
     weights: Vec<f32>,
     indices: Vec<i32>,
     writer: StreamWriter,
@@ -148,6 +150,7 @@ impl<'a> Worker<'a> {
         Self {
             encoder,
             search: Search::default(),
+            refiner: Refiner::default(),
             weights: Vec::new(),
             indices: Vec::new(),
             writer: StreamWriter::default(),
@@ -188,7 +191,14 @@ impl<'a> Worker<'a> {
                 row_class: &row_class,
                 lanes: group.lanes,
             };
+            let before = states;
             self.search.run(&codec.quantiser, encoder.rate, &block, &mut states, indices);
+            let rounds = if plan.transform == Transform::Identity { 0 } else { encoder.code_rounds };
+            if rounds > 0 {
+                let wanted = coder.wanted(weights, &group);
+                let job = Refinement { encoder, transform: &plan.transform, wanted: &wanted, before };
+                self.refiner.run(&mut self.search, &job, &block, rounds, &mut states, indices);
+            }
             let mut classes = codec.clamp(&column_class, 0);
             for (row, indices) in indices.chunks_exact(LANES).enumerate() {
                 if let Some(&more) = row_class.get(row) {
@@ -207,6 +217,78 @@ impl<'a> Worker<'a> {
             }
         }
         self.writer.finish(coder.plan.tile_lanes(tile), codec.precision, &encoder.symbols)
+    }
+}
+
+/// What is refined: the indices of a group of columns.
+struct Refinement<'a> {
+    encoder: &'a Encoder<'a>,
+    transform: &'a Transform,
+    /// The weights in units of their step, not transformed.
+    wanted: &'a [f32],
+    /// Trellis states before the group.
+    before: [u8; LANES],
+}
+
+/// Chooses indices anew by what a decoder makes of them, and keeps what costs less in true errors and bits.
+#[derive(Debug, Default)]
+struct Refiner {
+    made: Vec<f32>,
+    error: Vec<f32>,
+    targets: Vec<f32>,
+    indices: Vec<i32>,
+}
+
+impl Refiner {
+    fn run(
+        &mut self,
+        search: &mut Search,
+        job: &Refinement<'_>,
+        block: &Block<'_>,
+        rounds: usize,
+        states: &mut [u8; LANES],
+        indices: &mut [i32],
+    ) {
+        let places = indices.len();
+        for list in [&mut self.made, &mut self.error, &mut self.targets] {
+            list.resize(places, 0.0);
+        }
+        self.indices.clear();
+        self.indices.extend_from_slice(indices);
+        let mut least = self.costs(job, block);
+        for _ in 0..rounds {
+            job.transform.retarget(&self.error, &self.indices, &mut self.targets);
+            let mut after = job.before;
+            let targets = Block { weights: &self.targets, ..*block };
+            let Encoder { codec, rate, .. } = job.encoder;
+            search.run(&codec.quantiser, rate, &targets, &mut after, &mut self.indices);
+            let costs = self.costs(job, block);
+            for lane in 0..block.lanes {
+                if costs[lane] >= least[lane] {
+                    continue;
+                }
+                least[lane] = costs[lane];
+                states[lane] = after[lane];
+                let lanes = indices.iter_mut().zip(&self.indices).skip(lane).step_by(LANES);
+                lanes.for_each(|(index, &better)| *index = better);
+            }
+        }
+    }
+
+    /// The true cost of each lane's indices, which leaves their errors.
+    fn costs(&mut self, job: &Refinement<'_>, block: &Block<'_>) -> [f64; LANES] {
+        job.transform.reconstruct(&self.indices, &mut self.made);
+        let mut costs = [0.0; LANES];
+        for (row, indices) in self.indices.chunks_exact(LANES).enumerate() {
+            let more = block.row_class.get(row).copied().unwrap_or(0);
+            for lane in 0..block.lanes {
+                let at = row * LANES + lane;
+                self.error[at] = job.wanted[at] - self.made[at];
+                let bits = job.encoder.rate.cost(block.column_class[lane] + more, indices[lane]);
+                costs[lane] += f64::from(self.error[at] * self.error[at] + bits);
+            }
+        }
+        costs
     }
 }
 
@@ -295,8 +377,21 @@ impl<'a> TensorCoder<'a> {
         })
     }
 
-    /// What is quantised of a group, `[row][LANES]`, into `out`: the weights in units of their step, transformed if the codec does that. What lies in places without a column stays.
+    /// What is quantised of a group, `[row][LANES]`, into `out`: the weights in units of their step, transformed if the plan has a transform. What lies in places without a column
+    /// has no meaning.
     pub fn fill(&self, weights: &[f32], group: &Group, out: &mut [f32]) {
+        self.scaled(weights, group, out);
+        self.plan.transform.analyse(out);
+    }
+
+    /// The same before it is transformed: what a decoder is to make.
+    pub fn wanted(&self, weights: &[f32], group: &Group) -> Vec<f32> {
+        let mut out = vec![0.0; group.rows * LANES];
+        self.scaled(weights, group, &mut out);
+        out
+    }
+
+    fn scaled(&self, weights: &[f32], group: &Group, out: &mut [f32]) {
         let view = &self.plan.view;
         let rows = &self.row_inverse[group.batch * view.rows + group.first_row..][..group.rows];
         let columns = &self.column_inverse[group.batch * view.columns + group.first_column..][..group.lanes];
@@ -321,7 +416,6 @@ impl<'a> TensorCoder<'a> {
                 }
             }
         }
-        analyse(self.plan.synthesis, out);
     }
 
     /// The class of each lane's column, its base included.

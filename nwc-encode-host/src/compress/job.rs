@@ -11,6 +11,7 @@ use super::plan::{ClassSpacing, OCTAVE, TensorPlan};
 use super::rate::{Estimate, SAMPLE_WEIGHTS, Sample, TensorSample, next_step};
 use super::{Fate, RATE_WINDOW, Settings, Target, View};
 use crate::coding::table::Tally;
+use crate::coding::transform::Transform;
 use crate::container::{CodedEntry, Entry, EntryKind, Layout};
 use crate::progress::Progress;
 use crate::tensors::{TensorSource, to_f32};
@@ -27,6 +28,8 @@ const BATCH_WEIGHTS: usize = 8 << 20;
 const MAX_TRIES: usize = 8;
 /// Parts that the tiles of a batch are shared out in.
 const PARTS: usize = 64;
+/// Bits that the transforms of a model must save: about what the tables of classes take that only they need.
+const TRANSFORMS_BITS: f64 = 8192.0;
 /// Bytes of streams that are kept in memory before they go to a temporary file.
 const SPOOL_BYTES: usize = 64 << 20;
 
@@ -135,8 +138,18 @@ impl Job<'_> {
         }
     }
 
-    /// Reads the model once: row and column spreads, and the sample.
+    /// Reads the model once: row and column spreads, and the sample. Twice, if it turns out that its transforms save too little to be worth their classes.
     pub(super) fn measure(&self) -> Result<Planned> {
+        let planned = self.measure_with(&self.settings.transform)?;
+        let saved: f64 = planned.plans.iter().map(|(_, plan)| plan.saved).sum();
+        let transforms = planned.sample.transform != Transform::Identity;
+        if transforms && saved < TRANSFORMS_BITS && !self.settings.tuning.transform_always {
+            return self.measure_with(&Transform::Identity);
+        }
+        Ok(planned)
+    }
+
+    fn measure_with(&self, transform: &Transform) -> Result<Planned> {
         let batches = self.batches();
         let weights: usize = batches.iter().flatten().map(|(_, view)| view.elements()).sum();
         let fraction = SAMPLE_WEIGHTS as f64 / weights.max(1) as f64;
@@ -162,7 +175,7 @@ impl Job<'_> {
                     let alpha = self.settings.row_alpha;
                     let plan =
                         TensorPlan::measure(view, &weights, octaves.as_deref(), alpha, spacing, tuning)
-                            .with_synthesis(self.settings.synthesis);
+                            .with_transform(transform, tuning.transform_always, &weights, spacing);
                     let sample = TensorSample::take(&plan, &weights, fraction);
                     self.progress.advance(weights.len() as u64);
                     Ok((index, plan, sample))
@@ -354,6 +367,7 @@ impl Job<'_> {
                         EntryKind::Coded(CodedEntry {
                             transposed: view.transposed,
                             batched: view.batched,
+                            direct: plan.transform != planned.sample.transform,
                             codec: 0,
                             lanes: plan.lanes as u8,
                             columns_per_lane: plan.columns_per_lane as u64,
@@ -387,7 +401,7 @@ impl Job<'_> {
         let codec = &estimate.codec;
         let mut entries = self.entries(planned, rate_step);
         let mut items = BufWriter::new(tempfile::spooled_tempfile(SPOOL_BYTES));
-        let encoder = Encoder::new(codec, &estimate.rate);
+        let encoder = Encoder::new(codec, &estimate.rate, self.settings.code_rounds);
         let mut tally = codec.tally();
         let (mut streams, mut lane_states) = (0, 0);
         self.progress.begin("coding", planned.weights);

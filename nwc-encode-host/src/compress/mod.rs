@@ -12,7 +12,7 @@ mod view;
 use std::collections::HashMap;
 use std::fs::File;
 
-use nwc_decode_core::{DType, Synthesis};
+use nwc_decode_core::DType;
 use rayon::prelude::*;
 
 pub use encode::quantiser;
@@ -20,6 +20,7 @@ pub(crate) use finish::squared_error;
 pub use view::{Selection, View};
 
 use crate::coding::search::Quantiser;
+use crate::coding::transform::Transform;
 use crate::container::Split;
 use crate::importance::Importance;
 use crate::progress::Progress;
@@ -62,6 +63,8 @@ pub struct Tuning {
     pub input_classes: bool,
     /// Spacing of classes in octaves; chosen by the model's size if not given.
     pub class_spacing: Option<f64>,
+    /// Whether all tensors are transformed, not only those where it saves bits.
+    pub transform_always: bool,
 }
 
 impl Default for Tuning {
@@ -75,6 +78,7 @@ impl Default for Tuning {
             scale_shift: None,
             input_classes: true,
             class_spacing: None,
+            transform_always: false,
         }
     }
 }
@@ -86,12 +90,14 @@ pub struct Settings {
     pub target: Target,
     /// The quantiser.
     pub quantiser: Quantiser,
-    /// How indices become weights.
-    pub synthesis: Synthesis,
+    /// What is done to weights before they are quantised, where it saves bits.
+    pub transform: Transform,
     /// The step of a row, [out, in], is proportional to its deviation to this power: of a token, if the tensor is an embedding.
     pub row_alpha: f64,
     /// What the inputs of its tensors matter, if their steps are to follow that.
     pub importance: Option<Importance>,
+    /// Times that indices are chosen anew, after what a decoder would make of them.
+    pub code_rounds: usize,
     /// A seek point is stored at least every so many rows of a group of columns; 0 for none.
     pub seek_rows: usize,
     /// Which tensors are coded.
@@ -103,15 +109,16 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The default settings at this rate: [`DEFAULT_QUANTISER`], no transform, rows normalised.
+    /// The default settings at this rate: [`DEFAULT_QUANTISER`], the Hadamard transform where it saves bits, rows normalised.
     pub fn new(target: Target) -> Self {
         let quantiser = quantiser(DEFAULT_QUANTISER).expect("it is known");
         Self {
             target,
             quantiser,
-            synthesis: Synthesis::Identity,
+            transform: Transform::Hadamard,
             row_alpha: 1.0,
             importance: None,
+            code_rounds: 0,
             seek_rows: 0,
             selection: Selection::default(),
             keep_expanding: false,

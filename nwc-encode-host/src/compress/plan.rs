@@ -6,11 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use nwc_decode_core::{SCALE_CODE_MAX, SCALE_CODE_MIN, Synthesis};
+use nwc_decode_core::{CHUNK_ROWS, SCALE_CODE_MAX, SCALE_CODE_MIN};
 
 use super::Tuning;
+use super::encode::{Group, TensorCoder};
 use super::view::View;
+use crate::coding::search::LANES;
 use crate::coding::table::Counts;
+use crate::coding::transform::Transform;
 
 /// log2 is counted in steps of 1/512 octave.
 pub(crate) const OCTAVE: f64 = 512.0;
@@ -25,6 +28,9 @@ const MISFIT: f64 = 0.69;
 const MAX_SHIFT: u32 = 5;
 /// Bits that a band's row stream takes beside its symbols: its record and its lane's state.
 const ROW_STREAM_BITS: f64 = 96.0;
+
+/// Bits a weight that a transform must save, for it makes decoding slower.
+const TRANSFORM_BITS: f64 = 0.01;
 
 /// How spread classes are spaced, in octaves.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +66,9 @@ pub struct TensorPlan {
     /// Class of a weight whose row and column values are 0, before the model's lowest class is made 0.
     pub class_base: i32,
     /// How weights become what is quantised.
-    pub synthesis: Synthesis,
+    pub transform: Transform,
+    /// Bits that the transform saves, about.
+    pub saved: f64,
 }
 
 impl TensorPlan {
@@ -132,15 +140,65 @@ impl TensorPlan {
             row_class,
             column_class,
             class_base,
-            synthesis: Synthesis::Identity,
+            transform: Transform::Identity,
+            saved: 0.0,
         }
     }
 
-    /// The same for another synthesis.
+    /// The same with a transform, if that saves more than it costs, or if it is to be used `always`. The classes of rows then follow the spread of what is quantised.
     #[must_use]
-    pub const fn with_synthesis(mut self, synthesis: Synthesis) -> Self {
-        self.synthesis = synthesis;
-        self
+    pub fn with_transform(
+        self,
+        transform: &Transform,
+        always: bool,
+        weights: &[f32],
+        spacing: ClassSpacing,
+    ) -> Self {
+        if *transform == Transform::Identity || self.tile_rows < CHUNK_ROWS {
+            return self;
+        }
+        let mut transformed =
+            Self { transform: transform.clone(), row_class: self.classes_of_chunks(spacing), ..self.clone() };
+        let before = Latents::sample(&self, weights, spacing);
+        let after = Latents::sample(&transformed, weights, spacing);
+        let classes = after.classes(spacing);
+        let chunked = self.chunked_rows();
+        transformed.row_class.resize(self.view.batch * self.view.rows, 0);
+        for (row, class) in transformed.row_class.iter_mut().enumerate() {
+            let row = row % self.view.rows % self.tile_rows;
+            *class += if row < chunked { classes[row % CHUNK_ROWS] } else { 0 };
+        }
+        if transformed.row_class.iter().all(|&class| class == 0) {
+            transformed.row_class.clear();
+        }
+        let side = |plan: &Self| {
+            let mut counts = Counts::default();
+            plan.row_class.iter().for_each(|&class| counts.add(i32::from(class)));
+            let streams = if plan.has_row_streams() { ROW_STREAM_BITS * bands(&plan.view) } else { 0.0 };
+            (counts.entropy() * counts.total() as f64 + streams) / plan.view.elements() as f64
+        };
+        let bits = |plan: &Self, latents: &Latents, classes: &[i16; CHUNK_ROWS]| {
+            latents.bits(classes, spacing) + 0.5 * plan.transform.error_gain().log2() + side(plan)
+        };
+        let saved = bits(&self, &before, &[0; CHUNK_ROWS]) - bits(&transformed, &after, &classes);
+        transformed.saved = saved * self.view.elements() as f64;
+        if always || saved > TRANSFORM_BITS { transformed } else { self }
+    }
+
+    /// Rows of a tile that whole chunks hold; of the last tile of a matrix they may be fewer.
+    fn chunked_rows(&self) -> usize {
+        self.tile_rows / CHUNK_ROWS * CHUNK_ROWS
+    }
+
+    /// The classes of rows if all rows of a chunk have the spread of their mix.
+    fn classes_of_chunks(&self, spacing: ClassSpacing) -> Vec<i16> {
+        let mut classes = self.row_class.clone();
+        for chunk in classes.chunks_mut(self.view.rows).flat_map(|matrix| matrix.chunks_exact_mut(CHUNK_ROWS))
+        {
+            let energy: f64 = chunk.iter().map(|&class| (2.0 * f64::from(class) * spacing.0).exp2()).sum();
+            chunk.fill((0.5 * (energy / CHUNK_ROWS as f64).log2() / spacing.0).round() as i16);
+        }
+        classes
     }
 
     /// The least and the largest class of a weight of this tensor.
@@ -207,6 +265,64 @@ impl TensorPlan {
     /// Whether rows have a stream of their own.
     pub fn has_row_streams(&self) -> bool {
         !self.row_scale.is_empty() || !self.row_class.is_empty()
+    }
+}
+
+/// What is quantised of whole chunks of a tensor, next to the spread that its class says, by row of a chunk.
+struct Latents([Vec<f32>; CHUNK_ROWS]);
+
+impl Latents {
+    /// Weights that are looked at, about.
+    const SAMPLE: usize = 1 << 17;
+    /// Bins of a histogram for each unit of spread.
+    const BINS: f32 = 8.0;
+
+    fn sample(plan: &TensorPlan, weights: &[f32], spacing: ClassSpacing) -> Self {
+        let coder = TensorCoder::new(plan, 0, plan.class_base);
+        let groups: Vec<Group> = (0..plan.tiles()).flat_map(|tile| coder.tile_groups(tile)).collect();
+        let every = (plan.view.elements() / Self::SAMPLE).clamp(1, groups.len());
+        let mut latents = Self(std::array::from_fn(|_| Vec::new()));
+        let mut filled = Vec::new();
+        for group in groups.iter().step_by(every) {
+            filled.resize(group.rows * LANES, 0.0);
+            coder.fill(weights, group, &mut filled);
+            let (column_class, row_class) = (coder.column_class(group), coder.row_class(group));
+            for (row, filled) in
+                filled.chunks_exact(LANES).take(group.rows / CHUNK_ROWS * CHUNK_ROWS).enumerate()
+            {
+                let more = row_class.get(row).copied().unwrap_or(0);
+                let spread = |class: &i32| (-f64::from(class + more) * spacing.0).exp2() as f32;
+                let here = filled.iter().zip(&column_class).take(group.lanes);
+                latents.0[row % CHUNK_ROWS].extend(here.map(|(latent, class)| latent * spread(class)));
+            }
+        }
+        latents
+    }
+
+    /// What each row of a chunk adds to the class.
+    fn classes(&self, spacing: ClassSpacing) -> [i16; CHUNK_ROWS] {
+        self.0.each_ref().map(|latents| {
+            let energy: f64 = latents.iter().map(|x| f64::from(x * x)).sum();
+            let octaves = 0.5 * (energy / latents.len() as f64).log2();
+            if octaves.is_finite() {
+                (octaves.clamp(-MAX_SPREAD, MAX_SPREAD) / spacing.0).round() as i16
+            } else {
+                0
+            }
+        })
+    }
+
+    /// Bits a weight but for a constant, when one table that suits them all codes them, scaled by their class.
+    fn bits(&self, classes: &[i16; CHUNK_ROWS], spacing: ClassSpacing) -> f64 {
+        let mut counts = Counts::default();
+        let mut octaves = 0.0;
+        for (latents, &class) in self.0.iter().zip(classes) {
+            let class = f64::from(class) * spacing.0;
+            octaves += class * latents.len() as f64;
+            let bins = Self::BINS * (-class).exp2() as f32;
+            latents.iter().for_each(|latent| counts.add((latent * bins).clamp(-2e4, 2e4).floor() as i32));
+        }
+        counts.entropy() + octaves / counts.total().max(1) as f64
     }
 }
 

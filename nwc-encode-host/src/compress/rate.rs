@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 
-use nwc_decode_core::Synthesis;
 use rayon::prelude::*;
 
 use super::encode::{COLUMN_CLASS, COLUMN_SCALE, Codec, ROW_CLASS, ROW_SCALE, TensorCoder};
@@ -13,6 +12,7 @@ use super::plan::{OCTAVE, TensorPlan};
 use super::{Settings, Tuning};
 use crate::coding::search::{Block, LANES, Quantiser, RateModel, Search};
 use crate::coding::table::{BitWriter, Counts, Table, Tally};
+use crate::coding::transform::Transform;
 
 /// Weights that the sample holds at most, about; small models are sampled whole.
 pub const SAMPLE_WEIGHTS: usize = 8 << 20;
@@ -75,7 +75,8 @@ impl TensorSample {
 /// A sample of the whole model, and what its tables are made from.
 #[derive(Debug)]
 pub struct Sample {
-    synthesis: Synthesis,
+    /// The transform of the tensors that have one.
+    pub transform: Transform,
     quantiser: Quantiser,
     tuning: Tuning,
     tensors: Vec<TensorSample>,
@@ -158,8 +159,14 @@ impl Sample {
                     + information(&side[COLUMN_CLASS], &plan.column_class)
             })
             .collect();
+        let transform = plans
+            .iter()
+            .map(|plan| &plan.transform)
+            .find(|transform| **transform != Transform::Identity)
+            .unwrap_or(&Transform::Identity)
+            .clone();
         Self {
-            synthesis: settings.synthesis,
+            transform,
             quantiser: settings.quantiser.clone(),
             tuning: settings.tuning.clone(),
             tensors,
@@ -310,7 +317,7 @@ impl Sample {
             .each_ref()
             .map(|counts| counts.as_ref().map(|counts| Table::fit_side(counts, precision)));
         let codec = Codec {
-            synthesis: self.synthesis,
+            transform: self.transform.clone(),
             quantiser: self.quantiser.clone(),
             precision,
             unions,

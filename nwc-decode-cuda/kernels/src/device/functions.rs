@@ -4,7 +4,7 @@
 use nwc_decode_core::Error;
 
 use super::intrinsics::{MOST_BF16, MOST_F16, commit_and_wait, lane, pack_bf16, pack_f16, shared, sync_warp};
-use super::item::{Image, Place, Walk, first_code, is_careful, stage, weights};
+use super::item::{Image, Place, Shared, Walk, first_code, is_careful, stage, weights};
 use super::ring::RING_BYTES;
 use super::view::{Item, Pairs, Rows, Tensor};
 use crate::lane::{self, rows};
@@ -206,11 +206,7 @@ unsafe fn next(item: *mut Item, most: f32) -> [f32; CHUNK] {
             let values = weights::<true>(&place, item.column_scale, item.row, latents);
             rows!(ROW => values[ROW].clamp(-most, most))
         } else {
-            let latents = lane::synthesise(
-                lane::by_rows(bytes, place.tensor.low_bits),
-                place.tensor.hadamard != 0,
-                CHUNK as u32,
-            );
+            let latents = lane::synthesise_bytes(&place.tensor, &Shared(place.tables), bytes);
             weights::<false>(&place, item.column_scale, item.row, latents)
         };
         item.keep(&walk);

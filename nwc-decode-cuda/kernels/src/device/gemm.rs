@@ -146,7 +146,7 @@ const fn row_at(place: u32) -> u32 {
     place % 4 * 4 + place / 4
 }
 
-/// What careful items' latents are multiplied by, so that the largest, 2^20, becomes finite in binary16; the small ones stay exact.
+/// What careful items' latents are multiplied by, so that the largest, 2^20 steps, becomes finite in binary16.
 const CAREFUL_UNIT: f32 = 1.0 / 32.0;
 
 impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Product<TILES, KEPT, TRANSPOSED> {
@@ -208,13 +208,6 @@ impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Product<TILES,
         let share = f32::from_bits(shuffle(share, at));
         // SAFETY: by the caller.
         share * unsafe { self.input(place, n, place.item.first_column + at, at < place.item.columns_here) }
-    }
-
-    /// What a unit of a latent is.
-    #[inline(always)]
-    fn unit<const CAREFUL: bool>(place: &Place) -> f32 {
-        (if CAREFUL { 1.0 / CAREFUL_UNIT } else { 1.0 })
-            * (if place.tensor.hadamard != 0 { 0.25 } else { 1.0 })
     }
 
     /// Adds the block's sums of the chunks up to the one at `row` to y, once there are enough or no more.
@@ -432,10 +425,12 @@ impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Sink for Produ
     #[inline(always)]
     fn chunk<const CAREFUL: bool>(&mut self, place: &Place, row: u32, latents: [i32; CHUNK]) {
         let factor = if CAREFUL { CAREFUL_UNIT } else { 1.0 };
-        let values = rows!(ROW => latents[ROW] as f32 * factor);
+        // In steps, so that they fit binary16 whatever the synthesis.
+        let unit = place.tensor.latent_unit * factor;
+        let values = rows!(ROW => latents[ROW] as f32 * unit);
         let pair = |row: usize| pack_f16(values[row], values[row + 4]);
         let words = [0, 1, 2, 3].map(|row| [pair(row), pair(row + 8)]);
-        self.multiply(place, row, words, Self::unit::<CAREFUL>(place));
+        self.multiply(place, row, words, 1.0 / factor);
     }
 
     #[inline(always)]

@@ -127,6 +127,18 @@ pub(crate) fn prmt(low: u32, high: u32, selector: u32) -> u32 {
     out
 }
 
+/// The sum of the products of the four signed bytes of two words, and of a third.
+#[inline(always)]
+pub(crate) fn dp4a(a: u32, b: u32, sum: i32) -> i32 {
+    let out: i32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("dp4a.s32.s32 {}, {}, {}, {};", out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) sum,
+            options(pure, nomem, nostack));
+    }
+    out
+}
+
 /// Loads a word of shared memory.
 ///
 /// # Safety

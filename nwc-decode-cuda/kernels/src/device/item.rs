@@ -6,7 +6,7 @@ use super::intrinsics::{
 use super::ring::{RING_BYTES, Ring, RingPlace};
 use super::view::{RingParts, WalkState};
 use crate::lane::{self, Lane, Memory, Planes, Symbols};
-use crate::layout::{CHUNK, ItemRecord, LANES, LaneRecord, Patch, TensorRecord, UNIT, flag};
+use crate::layout::{CHUNK, ItemRecord, LANES, LaneRecord, Patch, TensorRecord, UNIT, flag, synthesis};
 
 /// An image in global memory.
 #[derive(Clone, Copy)]
@@ -45,7 +45,7 @@ pub(crate) unsafe fn stage(image: Image, tensor: &TensorRecord, tables: u32, thr
 
 /// Tables in shared memory.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared(u32);
+pub(crate) struct Shared(pub(crate) u32);
 
 impl Memory for Shared {
     #[inline(always)]
@@ -134,7 +134,7 @@ impl Place {
 
 /// What is done with the rows of a chunk.
 pub(crate) trait Sink {
-    /// `latents` are quantisation indices, or after the Hadamard synthesis four times the latents; `row` counts from the item's first. `CAREFUL`: rows may be
+    /// `latents` are in units of the tensor's; `row` counts from the item's first. `CAREFUL`: rows may be
     /// missing at the end, and latents large.
     fn chunk<const CAREFUL: bool>(&mut self, place: &Place, row: u32, latents: [i32; CHUNK]);
 
@@ -163,7 +163,8 @@ pub(crate) unsafe fn decode(place: &Place, walk: Walk, idle: bool, sink: &mut im
     let Place { tensor, .. } = place;
     // SAFETY: by the caller.
     unsafe {
-        if tensor.trellis == USUAL_TRELLIS && tensor.low_bits == 3 && tensor.hadamard == 0 {
+        if tensor.trellis == USUAL_TRELLIS && tensor.low_bits == 3 && tensor.synthesis == synthesis::IDENTITY
+        {
             decode_rows::<true>(place, walk, idle, sink)
         } else {
             decode_rows::<false>(place, walk, idle, sink)
@@ -225,11 +226,10 @@ impl<S: Sink> Work<'_, S> {
                 if is_careful {
                     let latents = walk.careful(place, row, bytes);
                     sink.chunk::<true>(place, row, latents);
-                } else if USUAL || place.tensor.hadamard == 0 {
+                } else if USUAL || place.tensor.synthesis == synthesis::IDENTITY {
                     sink.bytes(place, row, bytes);
                 } else {
-                    let latents = lane::by_rows(bytes, place.tensor.low_bits);
-                    let latents = lane::synthesise(latents, true, CHUNK as u32);
+                    let latents = lane::synthesise_bytes(&place.tensor, &Shared(place.tables), bytes);
                     sink.chunk::<false>(place, row, latents);
                 }
             }
@@ -415,7 +415,7 @@ impl Walk {
             indices = lane::rows!(ROW => if mine && at == ROW as u32 { patch.index } else { indices[ROW] });
             self.state.patch += 1;
         }
-        lane::synthesise(indices, tensor.hadamard != 0, place.item.rows - row)
+        lane::synthesise(tensor, &Shared(place.tables), indices, place.item.rows - row)
     }
 
     /// Behind the last row: the lane's error code, or 0.
@@ -494,8 +494,7 @@ pub(crate) fn weights<const CAREFUL: bool>(
     row: u32,
     latents: [i32; CHUNK],
 ) -> [f32; CHUNK] {
-    // What a unit of a latent is.
-    let unit = if place.tensor.hadamard != 0 { 0.25 } else { 1.0 };
+    let unit = place.tensor.latent_unit;
     let (scale, unit) = if CAREFUL { (column_scale, unit) } else { (column_scale * unit, 1.0) };
     let scales = place.row_scales(row);
     lane::rows!(ROW => lane::weight::<CAREFUL>(latents[ROW], unit, scales[ROW / 4][ROW % 4], scale))
