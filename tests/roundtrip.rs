@@ -10,6 +10,7 @@ use nwc_encode_host::coding::transform::Transform;
 use nwc_encode_host::compress::{Report, Selection, Settings, Target, Tuning, compress, quantiser};
 use nwc_encode_host::progress::Silent;
 use nwc_encode_host::simd::Level;
+use nwc_encode_host::synthetic::network;
 use nwc_encode_host::tensors::{OwnedTensors, TensorSource, all_finite, to_f32};
 use nwc_encode_host::{restore, seek};
 use nwc_tests::builder::Rng;
@@ -151,7 +152,7 @@ fn settings() -> impl Strategy<Value = Settings> {
     let quantisers = prop::sample::select(vec!["scalar", "trellis8", "trellis8", "trellis64"]);
     let alpha = prop::sample::select(vec![1.0, 1.0, 0.6, 0.0]);
     let transforms =
-        [Transform::Identity, Transform::Identity, Transform::Hadamard, learned(false), learned(true)];
+        [Transform::Identity, Transform::Identity, Transform::Hadamard, learned(&[]), learned(&[20])];
     let transform = prop::sample::select(transforms.to_vec());
     let code_rounds = prop::sample::select(vec![0, 0, 2]);
     // From a hundredth of a deviation to four.
@@ -175,22 +176,9 @@ fn everything_coded(target: Target) -> Settings {
     Settings { selection, keep_expanding: true, tuning, ..Settings::new(target) }
 }
 
-/// The cosine transform in 7 binary places, with a small hidden layer or none.
-fn learned(hidden: bool) -> Transform {
-    let cosine = |j: usize, k: usize| {
-        let norm = if k == 0 { 1.0 } else { 2f64.sqrt() } / 4.0;
-        norm * (std::f64::consts::PI * (j as f64 + 0.5) * k as f64 / 16.0).cos()
-    };
-    let mut bytes = vec![7];
-    bytes.extend((0..256).map(|at| ((cosine(at / 16, at % 16) * 128.0).round() as i8).cast_unsigned()));
-    bytes.push(u8::from(hidden));
-    if hidden {
-        bytes.extend([20, 5]);
-        bytes.extend((0..20i16).flat_map(|unit| (37 * unit - 300).to_le_bytes()));
-        bytes.extend((0..20 * 16u32).map(|at| (at * 97 % 251) as u8));
-        bytes.extend((0..16 * 20u32).map(|at| (at * 5 % 3) as u8));
-    }
-    Transform::learned(bytes).expect("it can be undone")
+/// A learned synthesis with hidden layers of these widths.
+fn learned(widths: &[u8]) -> Transform {
+    Transform::learned(network(widths)).expect("it can be undone")
 }
 
 fn model(specs: &[Spec]) -> OwnedTensors {

@@ -10,7 +10,7 @@ use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use half::f16;
 use nwc_decode_core::{Container, Crc32, DType, Limits};
 use nwc_decode_cuda::cust::context::{Context, ContextFlags};
@@ -18,10 +18,12 @@ use nwc_decode_cuda::cust::event::{Event, EventFlags};
 use nwc_decode_cuda::cust::memory::{CopyDestination, DeviceBuffer};
 use nwc_decode_cuda::cust::stream::{Stream, StreamFlags};
 use nwc_decode_cuda::cust::{CudaFlags, device::Device, init};
+use nwc_decode_cuda::layout::synthesis;
 use nwc_decode_cuda::{Decoder, Image, ImageOptions, ImageTensor, Product};
-use nwc_encode_host::compress::{Settings, Target, compress};
+use nwc_encode_host::coding::transform::Transform;
+use nwc_encode_host::compress::{Settings, Target, Tuning, compress};
 use nwc_encode_host::progress::Silent;
-use nwc_encode_host::synthetic::Source;
+use nwc_encode_host::synthetic::{Source, network};
 use nwc_encode_host::tensors::OwnedTensors;
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -76,7 +78,35 @@ enum Command {
         /// Rows of an item
         #[arg(long, value_delimiter = ',', default_value = "256,512,1024")]
         item_rows: Vec<usize>,
+        /// How indices become weights
+        #[arg(long, value_delimiter = ',', default_value = "identity")]
+        synthesis: Vec<Synthesis>,
     },
+}
+
+/// Syntheses that are measured.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Synthesis {
+    Identity,
+    Hadamard,
+    /// A learned matrix
+    Linear,
+    /// A learned matrix, and a hidden layer of 32 units
+    Compact,
+    /// A learned matrix, and two hidden layers of 48 units
+    Deep,
+}
+
+impl Synthesis {
+    fn transform(self) -> Option<Transform> {
+        match self {
+            Self::Identity => Some(Transform::Identity),
+            Self::Hadamard => Some(Transform::Hadamard),
+            Self::Linear => Transform::learned(network(&[])),
+            Self::Compact => Transform::learned(network(&[32])),
+            Self::Deep => Transform::learned(network(&[48, 48])),
+        }
+    }
 }
 
 fn main() -> Result<()> {
@@ -93,9 +123,14 @@ fn main() -> Result<()> {
         Command::Malformed { vectors, most_bytes, all_bits } => {
             malformed::run(&context, vectors, *most_bytes, *all_bits)?
         }
-        Command::Speed { gigabytes, bits, item_rows } => {
-            let of_rates = bits.iter().map(|&bits| speed(&context, *gigabytes, bits, item_rows));
-            json!(of_rates.collect::<Result<Vec<_>>>()?.concat())
+        Command::Speed { gigabytes, bits, item_rows, synthesis } => {
+            let mut lines = Vec::new();
+            for &synthesis in synthesis {
+                for &bits in bits {
+                    lines.extend(speed(&context, *gigabytes, bits, synthesis, item_rows)?);
+                }
+            }
+            json!(lines)
         }
     };
     report::finish(device, &results, options.out.as_deref(), options.commit.as_deref())
@@ -173,6 +208,8 @@ fn decode(
 
 /// The most that a product may be off, as a part of its norm: x times the scale of its column is rounded to binary16.
 const MOST_PRODUCT_ERROR: f64 = 5e-4;
+/// The same where latents are rounded to binary16 too, and may cancel.
+const MOST_LEARNED_ERROR: f64 = 5e-3;
 
 fn verify(
     context: &Context,
@@ -222,7 +259,13 @@ fn verify(
                     let error = product_error(&decoder, &stream, tensor, batch)?;
                     // A product of zeros, or beyond the normal numbers of F32, has no error to speak of.
                     if error.is_finite() {
-                        if error > MOST_PRODUCT_ERROR {
+                        let synthesis = decoder.image().record(tensor).synthesis;
+                        let most = if synthesis < synthesis::LINEAR {
+                            MOST_PRODUCT_ERROR
+                        } else {
+                            MOST_LEARNED_ERROR
+                        };
+                        if error > most {
                             wrong.push(format!("{file}: {name}, {item_rows} rows, batch {batch}: {error:e}"));
                         }
                         worst_product = worst_product.max(error);
@@ -245,7 +288,7 @@ fn verify(
 }
 
 /// Matrices of a model as large as asked for, compressed at so many bits a weight.
-fn model(gigabytes: f64, bits: f64) -> Result<Vec<u8>> {
+fn model(gigabytes: f64, bits: f64, synthesis: Synthesis) -> Result<Vec<u8>> {
     let (mut shapes, mut bytes) = (Vec::new(), 0.0);
     while bytes < gigabytes * 1e9 || shapes.len() < 2 {
         shapes.push([[4096, 4096], [14336, 4096]][shapes.len() % 2]);
@@ -261,7 +304,9 @@ fn model(gigabytes: f64, bits: f64) -> Result<Vec<u8>> {
     for (number, (shape, weights)) in shapes.iter().zip(&weights).enumerate() {
         tensors.push_f32(format!("t{number}"), shape, weights);
     }
-    let settings = Settings::new(Target::Bits(bits));
+    let transform = synthesis.transform().context("a synthesis that can be undone")?;
+    let tuning = Tuning { transform_always: true, ..Tuning::default() };
+    let settings = Settings { transform, tuning, ..Settings::new(Target::Bits(bits)) };
     let mut file = tempfile::tempfile()?;
     compress(&tensors, Vec::new(), &settings, &Silent, &mut file)
         .map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -289,8 +334,14 @@ fn median(stream: &Stream, runs: usize, mut work: impl FnMut(usize) -> Result<()
 }
 
 /// A line for each number of rows of an item.
-fn speed(context: &Context, gigabytes: f64, bits: f64, item_rows: &[usize]) -> Result<Vec<Value>> {
-    let file = model(gigabytes, bits)?;
+fn speed(
+    context: &Context,
+    gigabytes: f64,
+    bits: f64,
+    synthesis: Synthesis,
+    item_rows: &[usize],
+) -> Result<Vec<Value>> {
+    let file = model(gigabytes, bits, synthesis)?;
     let container = Container::open(&file, &Limits::default())?;
     let stream = Stream::new(StreamFlags::NON_BLOCKING, None)?;
     let mut results = Vec::new();
@@ -312,6 +363,7 @@ fn speed(context: &Context, gigabytes: f64, bits: f64, item_rows: &[usize]) -> R
 
         let mut lines = json!({
             "bits": bits,
+            "synthesis": format!("{synthesis:?}").to_lowercase(),
             "item_rows": item_rows,
             "weights": weights,
             "file_bits_per_weight": file.len() as f64 * 8.0 / weights as f64,

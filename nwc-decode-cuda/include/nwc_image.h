@@ -81,7 +81,7 @@ typedef struct NwcTensorRecord {
   // A slot is its symbol's frequency, a byte, the offset in the symbol's range, a byte, and the coarse values of its four weights, four bits each: the first
   // two's above the last two's in the two high bytes.
   uint32_t tables;
-  // Bytes of its tables, a multiple of NWC_UNIT.
+  // Bytes of its tables and its network, a multiple of NWC_UNIT.
   uint32_t table_bytes;
   // Number of its tables.
   uint32_t table_count;
@@ -93,12 +93,14 @@ typedef struct NwcTensorRecord {
   uint32_t low_bits;
   // Planes of an item: with a trellis, one for the path and one for each low bit above the second; otherwise one for each low bit.
   uint32_t planes;
-  // 1 for the Hadamard synthesis.
-  uint32_t hadamard;
+  // How latents come of indices: 0 if they are the same, 1 by the Hadamard transform, 2 by a learned matrix, 3 by a network with hidden layers.
+  uint32_t synthesis;
   // Length of the image in units.
   uint32_t units;
-  // Zero.
-  uint32_t spare[2];
+  // Where behind the start of its tables its network is, in bytes; with a learned synthesis only.
+  uint32_t network;
+  // What a latent counts, a power of two: latents are fixed-point numbers.
+  float latent_unit;
 } NwcTensorRecord;
 
 // Neighbouring rows of up to NWC_LANES neighbouring columns: what a warp decodes.

@@ -1,5 +1,7 @@
 //! Launching the kernels through `cust`, asynchronously on the caller's streams.
 
+use std::sync::OnceLock;
+
 use cust::context::{Context, CurrentContext};
 use cust::device::{Device, DeviceAttribute};
 use cust::function::Function;
@@ -9,7 +11,7 @@ use cust::stream::Stream;
 use cust::sys;
 use nwc_decode_core::{Container, DType};
 use nwc_decode_kernels::layout::{
-    AHEAD_BYTES, BlockRecord, DECODE_WARP_BYTES, LANES, TensorRecord, product_warp_bytes,
+    AHEAD_BYTES, BlockRecord, DECODE_WARP_BYTES, LANES, TensorRecord, product_warp_bytes, synthesis,
 };
 
 use crate::early::{Config, Early, argument};
@@ -19,9 +21,11 @@ use crate::{Image, ImageOptions, ptx};
 const PRODUCT: Shape = Shape { registers: 80, warps: 8 };
 /// The same for what needs more registers: decoding, and products with transposed tensors.
 const DECODE: Shape = Shape { registers: 96, warps: 10 };
+/// The same for tensors with transforms.
+const TRANSFORM: Shape = Shape { registers: 128, warps: 8 };
 /// Warps of a block where all work is done by one block a multiprocessor: the tables are then copied once.
 const ONE_WAVE_WARPS: usize = 16;
-/// The most warps that a block can have with the registers of [`DECODE`].
+/// The most warps that a block may be asked to have.
 const MOST_WARPS: usize = 20;
 /// Blocks of [`PRODUCT`] that share a multiprocessor, as far as registers let.
 const SHARING: usize = 3;
@@ -35,6 +39,14 @@ pub const MOST_BATCH: usize = 16;
 struct Shape {
     registers: u32,
     warps: usize,
+}
+
+impl Shape {
+    /// The most warps that a block can have.
+    const fn most_warps(self) -> usize {
+        const REGISTERS: u32 = 1 << 16;
+        (REGISTERS / (self.registers * LANES as u32)) as usize
+    }
 }
 
 /// What can go wrong on the way to the device.
@@ -93,6 +105,9 @@ pub struct Decoder {
     for_products: Module,
     /// The kernels, with the registers of [`DECODE`].
     for_decoding: Module,
+    /// The kernels for transforms, with the registers of [`TRANSFORM`], once they were needed.
+    for_transforms: OnceLock<Module>,
+    kernels: ptx::Kernels,
     early: Early,
     multiprocessors: usize,
     image: Image,
@@ -128,15 +143,12 @@ impl Decoder {
             attribute(DeviceAttribute::ComputeCapabilityMajor)?,
             attribute(DeviceAttribute::ComputeCapabilityMinor)?,
         );
-        let Some(text) = ptx::for_capability(major, minor) else {
+        let Some(kernels) = ptx::for_capability(major, minor) else {
             return Err(Error::Usage(format!(
                 "the device has compute capability {major}.{minor}; the kernels need 8.0 at least"
             )));
         };
-        let module = |registers| {
-            Module::from_ptx(text, &[ModuleJitOption::MaxRegisters(registers)]).to("load the kernels")
-        };
-        let (for_products, for_decoding) = (module(PRODUCT.registers)?, module(DECODE.registers)?);
+        let (for_products, for_decoding) = (load(kernels.plain, PRODUCT)?, load(kernels.plain, DECODE)?);
         let multiprocessors = attribute(DeviceAttribute::MultiprocessorCount)? as usize;
         let most_shared = most_shared(&device)?;
         let shared_of_multiprocessor = attribute(DeviceAttribute::MaxSharedMemoryPerMultiprocessor)? as usize;
@@ -145,6 +157,8 @@ impl Decoder {
             context: context.clone(),
             for_products,
             for_decoding,
+            for_transforms: OnceLock::new(),
+            kernels,
             early: Early::of_driver(major),
             multiprocessors,
             image,
@@ -193,7 +207,16 @@ impl Decoder {
         if tensors.len() != outputs.len() {
             return Err(Error::Usage(format!("{} outputs for {} tensors", outputs.len(), tensors.len())));
         }
-        let launch = self.launch(&self.for_decoding, DECODE, "nwc_decode", tensors, DECODE_WARP_BYTES)?;
+        tensors.iter().try_for_each(|&tensor| self.must_have(tensor))?;
+        let most = tensors.iter().map(|&tensor| self.image.record(tensor).synthesis).max();
+        let (module, shape, kernel) = match most {
+            Some(synthesis::LAYERS) => (self.for_transforms()?, TRANSFORM, "nwc_decode_layers"),
+            Some(synthesis::HADAMARD | synthesis::LINEAR) => {
+                (self.for_transforms()?, TRANSFORM, "nwc_decode_linear")
+            }
+            _ => (&self.for_decoding, DECODE, "nwc_decode"),
+        };
+        let launch = self.launch(module, shape, kernel, tensors, DECODE_WARP_BYTES)?;
         let list = self.image.blocks(tensors, launch.warps);
         let blocks = DeviceBuffer::from_slice(bytemuck::cast_slice::<BlockRecord, u32>(&list))
             .to("copy a list to the device")?;
@@ -217,20 +240,40 @@ impl Decoder {
         if matrices != 1 {
             return Err(Error::Usage(format!("the tensor is {matrices} matrices; products take one")));
         }
-        let (name, kept) = match (batch, record.transposed != 0) {
-            (1, false) => ("nwc_gemm_1", 1),
-            (1, true) => ("nwc_gemm_1_transposed", 1),
-            (..=8, false) => ("nwc_gemm_8", 8),
-            (..=8, true) => ("nwc_gemm_8_transposed", 8),
-            (_, false) => ("nwc_gemm_16", 16),
-            (_, true) => ("nwc_gemm_16_transposed", 16),
+        let (name, kept) = match (batch, record.transposed != 0, record.synthesis) {
+            (_, false, synthesis::HADAMARD | synthesis::LINEAR) => ("nwc_gemm_16_linear", 16),
+            (_, true, synthesis::HADAMARD | synthesis::LINEAR) => ("nwc_gemm_16_transposed_linear", 16),
+            (_, false, synthesis::LAYERS) => ("nwc_gemm_16_layers", 16),
+            (_, true, synthesis::LAYERS) => ("nwc_gemm_16_transposed_layers", 16),
+            (1, false, _) => ("nwc_gemm_1", 1),
+            (1, true, _) => ("nwc_gemm_1_transposed", 1),
+            (..=8, false, _) => ("nwc_gemm_8", 8),
+            (..=8, true, _) => ("nwc_gemm_8_transposed", 8),
+            (_, false, _) => ("nwc_gemm_16", 16),
+            (_, true, _) => ("nwc_gemm_16_transposed", 16),
         };
         let several = record.transposed == 0 && !self.is_one_wave(&[tensor]);
-        let (module, shape) =
-            if several { (&self.for_products, PRODUCT) } else { (&self.for_decoding, DECODE) };
-        let together = self.chunks_together(tensor, shape, kept, if several { SHARING } else { 1 });
+        let (module, shape) = if record.synthesis != synthesis::IDENTITY {
+            (self.for_transforms()?, TRANSFORM)
+        } else if several {
+            (&self.for_products, PRODUCT)
+        } else {
+            (&self.for_decoding, DECODE)
+        };
+        let sharing = if several { SHARING } else { 1 };
+        let together = self.chunks_together(tensor, shape, kept, sharing);
         let launch = self.launch(module, shape, name, &[tensor], product_warp_bytes(kept, together))?;
         Ok(Product { launch, record, together: together as u32, batch })
+    }
+
+    /// The kernels for transforms, which few containers need.
+    fn for_transforms(&self) -> Result<&Module> {
+        if let Some(module) = self.for_transforms.get() {
+            return Ok(module);
+        }
+        CurrentContext::set_current(&self.context).to("enter the context")?;
+        let module = load(self.kernels.transforms, TRANSFORM)?;
+        Ok(self.for_transforms.get_or_init(|| module))
     }
 
     /// Whether all items of some tensors are at work at once with one block a multiprocessor.
@@ -241,7 +284,8 @@ impl Decoder {
 
     /// The most warps of a block.
     fn most_warps(&self, tensors: &[usize], shape: Shape) -> usize {
-        self.warps.unwrap_or(if self.is_one_wave(tensors) { ONE_WAVE_WARPS } else { shape.warps })
+        let usual = if self.is_one_wave(tensors) { ONE_WAVE_WARPS } else { shape.warps };
+        self.warps.unwrap_or(usual).min(shape.most_warps())
     }
 
     /// The most chunks whose sums have room in shared memory, if `sharing` blocks are to share a multiprocessor, or as many as can.
@@ -272,7 +316,6 @@ impl Decoder {
         tensors: &[usize],
         shared_per_warp: usize,
     ) -> Result<Launch<'d>> {
-        tensors.iter().try_for_each(|&tensor| self.must_have(tensor))?;
         CurrentContext::set_current(&self.context).to("enter the context")?;
         let most_warps = self.most_warps(tensors, shape);
         let tables = tensors.iter().map(|&tensor| self.image.table_bytes(tensor)).max().unwrap_or(0);
@@ -298,6 +341,11 @@ impl Decoder {
         arrive()?;
         Ok(launch)
     }
+}
+
+/// Kernels with the registers of a shape.
+fn load(ptx: &str, shape: Shape) -> Result<Module> {
+    Module::from_ptx(ptx, &[ModuleJitOption::MaxRegisters(shape.registers)]).to("load the kernels")
 }
 
 fn upload(image: &Image) -> Result<DeviceBuffer<u8>> {

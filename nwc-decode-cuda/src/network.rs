@@ -2,13 +2,13 @@
 
 use nwc_decode_core::{CHUNK_ROWS, Synthesis};
 use nwc_decode_kernels::layout::{UNIT, synthesis};
-use nwc_decode_kernels::network::HEAD;
+use nwc_decode_kernels::network::{BLOCK, FRAGMENT, HEAD, INPUTS, UNITS, input_of, row_of};
 
 /// What no latent is above if indices are bytes, in steps: a transform of sixteen gains four at most.
 const LARGEST: f32 = 512.0;
 
-/// Appends the network of a synthesis, if it has one, to what goes to shared memory. Returns the synthesis's number, what a latent of it counts, and how many steps the largest latent is if indices are
-/// bytes.
+/// Appends the network of a synthesis, if it has one, to what goes to shared memory. Returns the synthesis's number, what a latent of it counts, and how many steps the
+/// largest latent is if indices are bytes.
 pub(crate) fn add(synthesis: Synthesis<'_>, shared: &mut Vec<u32>) -> (u32, f32, f32) {
     let unit = ((1u32 << synthesis.fraction_bits()) as f32).recip();
     let Synthesis::Learned(network) = synthesis else {
@@ -19,41 +19,66 @@ pub(crate) fn add(synthesis: Synthesis<'_>, shared: &mut Vec<u32>) -> (u32, f32,
     let mut stored = network.stored().iter().copied();
     let mut byte = || stored.next().unwrap_or(0);
     byte(); // the binary places
-    let matrix: Vec<u8> = (0..CHUNK_ROWS * CHUNK_ROWS).map(|_| byte()).collect();
-    let head = shared.len();
-    shared.resize(head + HEAD, 0);
-    shared.extend(matrix.chunks_exact(CHUNK_ROWS).flat_map(by_chunk));
-    let (mut inputs, layers) = (CHUNK_ROWS, usize::from(byte()));
+    let rows = |count: usize, inputs: usize, byte: &mut dyn FnMut() -> u8| -> Vec<Vec<u8>> {
+        (0..count).map(|_| (0..inputs).map(|_| byte()).collect()).collect()
+    };
+    let matrix = rows(CHUNK_ROWS, CHUNK_ROWS, &mut byte);
+    let mut head = 0;
+    let mut words = Vec::new();
+    put(&mut words, &matrix, |unit, input| (unit, row_of(input)), (CHUNK_ROWS, INPUTS));
+    let (mut width, layers) = (CHUNK_ROWS, usize::from(byte()));
     for layer in 0..layers {
-        let width = usize::from(byte());
-        let shift = byte();
-        shared[head] |= (width as u32) << (8 * layer) | u32::from(shift) << (16 + 8 * layer);
+        let inputs = std::mem::replace(&mut width, usize::from(byte()));
+        let blocks = width.div_ceil(BLOCK);
+        head |= (blocks as u32) << (8 * layer) | u32::from(byte()) << (16 + 8 * layer);
         let biases: Vec<i16> = (0..width).map(|_| i16::from_le_bytes([byte(), byte()])).collect();
-        shared.extend(biases.iter().map(|&bias| i32::from(bias).cast_unsigned()));
-        shared.resize((shared.len() - head).next_multiple_of(4) + head, 0);
-        for _ in 0..width {
-            let row: Vec<u8> = (0..inputs).map(|_| byte()).collect();
-            shared.extend(if layer == 0 { by_chunk(&row).to_vec() } else { in_order(&row) });
+        let weights = rows(width, inputs, &mut byte);
+        for first in (0..blocks).map(|block| block * BLOCK) {
+            let bias = |unit: usize| biases.get(first + unit).copied().unwrap_or(0);
+            words.extend((0..BLOCK).map(|unit| i32::from(bias(unit)).cast_unsigned()));
+            if layer == 0 {
+                put(&mut words, &weights, |unit, input| (first + unit, row_of(input)), (BLOCK, INPUTS));
+            } else {
+                put_blocks(&mut words, &weights, first, BLOCK, inputs);
+            }
         }
-        inputs = width;
     }
-    let mut most = 0u32;
-    for _ in 0..if layers > 0 { CHUNK_ROWS } else { 0 } {
-        let row: Vec<u8> = (0..inputs).map(|_| byte()).collect();
-        most = most.max(row.iter().map(|&weight| u32::from(weight.cast_signed().unsigned_abs())).sum());
-        shared.extend(in_order(&row));
-    }
-    shared.resize(shared.len().next_multiple_of(UNIT / 4), 0);
-    (synthesis::LEARNED, unit, LARGEST + (most * 127) as f32 * unit)
+    let output = rows(if layers > 0 { CHUNK_ROWS } else { 0 }, width, &mut byte);
+    put_blocks(&mut words, &output, 0, CHUNK_ROWS, if layers > 0 { width } else { 0 });
+    let gain = |row: &Vec<u8>| row.iter().map(|weight| u32::from(weight.cast_signed().unsigned_abs())).sum();
+    let most: u32 = output.iter().map(gain).max().unwrap_or(0);
+    shared.push(head);
+    shared.resize(shared.len() + HEAD as usize - 1, 0);
+    shared.extend(words);
+    debug_assert!(shared.len().is_multiple_of(UNIT / 4));
+    let number = if layers > 0 { synthesis::LAYERS } else { synthesis::LINEAR };
+    (number, unit, LARGEST + (most * 127) as f32 * unit)
 }
 
-/// Sixteen weights as kernels have a chunk's bytes: row 4b + w in byte b of word w.
-fn by_chunk(row: &[u8]) -> [u32; 4] {
-    std::array::from_fn(|word| u32::from_le_bytes(std::array::from_fn(|byte| row[4 * byte + word])))
+/// Appends the fragments of some units, for all inputs that are blocks of units of the layer before, block by block.
+fn put_blocks(words: &mut Vec<u32>, weights: &[Vec<u8>], first: usize, units: usize, inputs: usize) {
+    for block in (0..inputs.div_ceil(BLOCK)).map(|block| block * BLOCK) {
+        let mut place = [0; BLOCK];
+        (0..BLOCK).for_each(|unit| place[input_of(unit)] = block + unit);
+        put(words, weights, |unit, input| (first + unit, place[input]), (units, BLOCK));
+    }
 }
 
-/// Weights four a word.
-fn in_order(row: &[u8]) -> Vec<u32> {
-    let word = |four: &[u8]| four.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte));
-    row.chunks(4).map(word).collect()
+/// Appends the fragments of some units and inputs, which lie where `place` says, or are 0 if there is no such weight.
+fn put(
+    words: &mut Vec<u32>,
+    weights: &[Vec<u8>],
+    place: impl Fn(usize, usize) -> (usize, usize),
+    (units, inputs): (usize, usize),
+) {
+    for eight in (0..units).step_by(UNITS) {
+        for sixteen in (0..inputs).step_by(INPUTS) {
+            words.extend((0..FRAGMENT as usize).map(|thread| {
+                u32::from_le_bytes(std::array::from_fn(|byte| {
+                    let (unit, input) = place(eight + thread / 4, sixteen + thread % 4 * 4 + byte);
+                    weights.get(unit).and_then(|row| row.get(input)).copied().unwrap_or(0)
+                }))
+            }));
+        }
+    }
 }

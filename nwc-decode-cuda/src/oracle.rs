@@ -6,7 +6,6 @@ use nwc_decode_core::Error;
 use nwc_decode_kernels::lane::{self, LOWER_BOUND, Lane, Memory, Planes, Symbols, Words};
 use nwc_decode_kernels::layout::{
     CHUNK, GROUP, Header, ItemRecord, LANES, LaneRecord, Patch, RING_BYTES, TensorRecord, UNIT, flag,
-    synthesis,
 };
 
 use crate::Image;
@@ -217,12 +216,7 @@ impl<'a> Warp<'a> {
             indices[(patch.place / LANES as u32 - first) as usize] = patch.index;
         }
         let rows = self.item.rows - first;
-        let careful = self.item.flags & flag::CAREFUL != 0 || !patches.is_empty();
-        if careful || tensor.synthesis == synthesis::IDENTITY {
-            lane::synthesise(tensor, &self.tables(), indices, rows)
-        } else {
-            lane::synthesise_bytes(tensor, &self.tables(), bytes)
-        }
+        lane::synthesise_any(tensor, &self.tables(), indices, rows)
     }
 
     fn write(&self, number: usize, first: u32, latents: [i32; CHUNK], is_patched: bool, out: &mut [f32]) {

@@ -78,6 +78,34 @@ pub fn ideal_ecsq_nmse(weights: &[f32], bits: f64) -> f64 {
     at(f64::midpoint(low, high).exp2() * deviation).1
 }
 
+/// The stored form (docs/bitstream.md §9.3) of a synthesis that nobody trained: the cosine transform in 7 binary places, and hidden layers of these widths that add a little to it. For measurements
+/// and tests that need any synthesis.
+pub fn network(widths: &[u8]) -> Vec<u8> {
+    let mut seed = 1u32;
+    let mut any = |most: u32| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 16) as i32 % (most as i32 + 1)
+    };
+    let cosine = |j: usize, k: usize| {
+        let norm = if k == 0 { 1.0 } else { 2f64.sqrt() } / 4.0;
+        norm * (std::f64::consts::PI * (j as f64 + 0.5) * k as f64 / 16.0).cos()
+    };
+    let mut bytes = vec![7];
+    bytes.extend((0..256).map(|at| ((cosine(at / 16, at % 16) * 128.0).round() as i8).cast_unsigned()));
+    bytes.push(widths.len() as u8);
+    let mut inputs = 16;
+    for &width in widths {
+        bytes.extend([width, 6]);
+        bytes.extend((0..width).flat_map(|_| (any(1000) as i16 - 500).to_le_bytes()));
+        bytes.extend((0..usize::from(width) * inputs).map(|_| any(255) as u8));
+        inputs = usize::from(width);
+    }
+    if !widths.is_empty() {
+        bytes.extend((0..16 * inputs).map(|_| (any(2) as i8 - 1).cast_unsigned()));
+    }
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

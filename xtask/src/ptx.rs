@@ -58,6 +58,10 @@ fn kernels_name(architecture: &str) -> String {
     format!("nwc_decode_{architecture}.ptx")
 }
 
+fn transforms_name(architecture: &str) -> String {
+    format!("nwc_transforms_{architecture}.ptx")
+}
+
 fn functions_name(architecture: &str) -> String {
     format!("nwc_functions_{architecture}.ptx")
 }
@@ -78,12 +82,19 @@ fn make() -> Result<Vec<(String, String)>> {
             fs::write(&path, text)?;
             tools.assemble(&path, architecture, &path.with_extension("cubin"), options)
         };
-        let log = assemble(&kernels_name(architecture), &ptx.kernels, &["-v"])?;
-        resources.push((architecture, report::resources(&log)?));
+        let mut used = Vec::new();
+        for (name, text) in
+            [(kernels_name(architecture), &ptx.kernels), (transforms_name(architecture), &ptx.transforms)]
+        {
+            used.extend(report::resources(&assemble(&name, text, &["-v"])?)?);
+        }
+        resources.push((architecture, used));
         assemble(&functions_name(architecture), &ptx.functions, &["-c"])?;
-        let callable = [&ptx.kernels, &ptx.functions].map(|text| report::signatures(text)).concat();
+        let parts = [&ptx.kernels, &ptx.transforms, &ptx.functions];
+        let callable = parts.map(|text| report::signatures(text)).concat();
         signatures.push((architecture, callable));
         files.push((kernels_name(architecture), ptx.kernels));
+        files.push((transforms_name(architecture), ptx.transforms));
         files.push((functions_name(architecture), ptx.functions));
     }
     let resources = report::table(&resources);

@@ -7,7 +7,7 @@
 use nwc_decode_core::Error;
 
 use crate::layout::{CHUNK, GROUP, LaneRecord, RING_BYTES, TensorRecord, UNIT, synthesis};
-use crate::network::Network;
+use crate::network;
 use crate::num::{byte, delayed};
 
 /// The bottom of a lane's range, and its state at the end of an item.
@@ -214,32 +214,29 @@ pub fn widen(indices: [i32; CHUNK], low_bits: u32, is_odd: bool, plane: impl Fn(
     wide
 }
 
-/// The latents (§9) of a chunk's indices, in units of [`TensorRecord::latent_unit`]. `rows` are really there; `tables` are the tensor's.
+/// The latents (§9) of a chunk's indices, in units of [`TensorRecord::latent_unit`], if its synthesis is not learned or `rows`, which are really there, are no whole chunk.
 #[inline(always)]
-pub fn synthesise(
+pub fn synthesise(tensor: &TensorRecord, indices: [i32; CHUNK], rows: u32) -> [i32; CHUNK] {
+    if tensor.synthesis == synthesis::IDENTITY {
+        indices
+    } else if rows < CHUNK as u32 {
+        rows!(ROW => indices[ROW] * (1.0 / tensor.latent_unit) as i32)
+    } else {
+        hadamard(indices)
+    }
+}
+
+/// The same of any synthesis, one lane's: slow if it is learned.
+pub fn synthesise_any(
     tensor: &TensorRecord,
     tables: &impl Memory,
     indices: [i32; CHUNK],
     rows: u32,
 ) -> [i32; CHUNK] {
-    if tensor.synthesis == synthesis::IDENTITY {
-        indices
-    } else if rows < CHUNK as u32 {
-        rows!(ROW => indices[ROW] * (1.0 / tensor.latent_unit) as i32)
-    } else if tensor.synthesis == synthesis::HADAMARD {
-        hadamard(indices)
+    if tensor.synthesis >= synthesis::LINEAR && rows >= CHUNK as u32 {
+        network::latents(tables, tensor.network, &indices)
     } else {
-        Network::new(tables, tensor.network).of_indices(indices)
-    }
-}
-
-/// The same of a whole chunk whose indices are bytes.
-#[inline(always)]
-pub fn synthesise_bytes(tensor: &TensorRecord, tables: &impl Memory, bytes: Bytes) -> [i32; CHUNK] {
-    if tensor.synthesis == synthesis::LEARNED {
-        Network::new(tables, tensor.network).of_bytes(bytes, unit_bits(tensor.low_bits))
-    } else {
-        synthesise(tensor, tables, by_rows(bytes, tensor.low_bits), CHUNK as u32)
+        synthesise(tensor, indices, rows)
     }
 }
 

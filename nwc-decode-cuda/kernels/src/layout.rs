@@ -107,7 +107,7 @@ pub struct TensorRecord {
     pub low_bits: u32,
     /// Planes of an item: with a trellis, one for the path and one for each low bit above the second; otherwise one for each low bit.
     pub planes: u32,
-    /// One of [`synthesis`].
+    /// How latents come of indices: 0 if they are the same, 1 by the Hadamard transform, 2 by a learned matrix, 3 by a network with hidden layers.
     pub synthesis: u32,
     /// Length of the image in units.
     pub units: u32,
@@ -120,11 +120,21 @@ pub struct TensorRecord {
 /// How latents come of indices (docs/bitstream.md §9).
 pub mod synthesis {
     /// They are the same.
+    ///
+    /// cbindgen:ignore
     pub const IDENTITY: u32 = 0;
     /// By the Hadamard transform.
+    ///
+    /// cbindgen:ignore
     pub const HADAMARD: u32 = 1;
-    /// By a network.
-    pub const LEARNED: u32 = 2;
+    /// By a matrix that was learned.
+    ///
+    /// cbindgen:ignore
+    pub const LINEAR: u32 = 2;
+    /// By a network with hidden layers.
+    ///
+    /// cbindgen:ignore
+    pub const LAYERS: u32 = 3;
 }
 
 impl TensorRecord {

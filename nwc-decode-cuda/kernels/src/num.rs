@@ -19,19 +19,6 @@ pub fn signed_byte<const NUMBER: u32>(word: u32) -> i32 {
     return i32::from((word >> (8 * NUMBER)) as i8);
 }
 
-/// The sum of the products of the four signed bytes of two words, and of a third.
-#[inline(always)]
-pub fn dot_product(a: u32, b: u32, sum: i32) -> i32 {
-    #[cfg(target_arch = "nvptx64")]
-    return crate::device::intrinsics::dp4a(a, b, sum);
-    #[cfg(not(target_arch = "nvptx64"))]
-    return a
-        .to_le_bytes()
-        .into_iter()
-        .zip(b.to_le_bytes())
-        .fold(sum, |sum, (a, b)| sum.wrapping_add(i32::from(a.cast_signed()) * i32::from(b.cast_signed())));
-}
-
 /// A word shifted up by 1 to 31 bits, with the highest bits of the word before behind it.
 #[inline(always)]
 pub fn delayed(word: u32, before: u32, bits: u32) -> u32 {

@@ -17,6 +17,8 @@ const COMPONENTS: [&str; 2] = ["rust-src", "llvm-tools"];
 
 const TARGET: &str = "nvptx64-nvidia-cuda";
 const KERNELS: &str = "nwc-decode-kernels";
+/// How the names of kernels end that undo transforms.
+const TRANSFORMS: [&str; 2] = ["_linear", "_layers"];
 /// Every driver for CUDA 12 and later takes it, and it has all instructions of the architectures.
 const PTX_VERSION: &str = "+ptx80";
 /// Every instruction of a whole warp has one of these in its name: `shfl.sync`, `mma.sync`, `barrier`, `bar.arrive`.
@@ -28,9 +30,11 @@ pub(crate) struct Compiler {
     tools: PathBuf,
 }
 
-/// What becomes of the crate: apart, so that neither who launches the kernels nor who links the functions pays for the other.
+/// What becomes of the crate: apart, so that nobody pays for what he does not use.
 pub(crate) struct Ptx {
     pub(crate) kernels: String,
+    /// Kernels for tensors with transforms.
+    pub(crate) transforms: String,
     pub(crate) functions: String,
 }
 
@@ -106,7 +110,13 @@ impl Compiler {
                 .args([&ptx, &optimised]))?;
             fs::read_to_string(&ptx).context("llc wrote no text")
         };
-        Ok(Ptx { kernels: part("kernels", &kernels)?, functions: part("functions", &functions)? })
+        let (transforms, kernels): (Vec<_>, Vec<_>) =
+            kernels.into_iter().partition(|name| TRANSFORMS.iter().any(|suffix| name.ends_with(suffix)));
+        Ok(Ptx {
+            kernels: part("kernels", &kernels)?,
+            transforms: part("transforms", &transforms)?,
+            functions: part("functions", &functions)?,
+        })
     }
 
     /// Bitcode of the kernels and of all that they use, `core` among it: an rlib for each crate, by name.

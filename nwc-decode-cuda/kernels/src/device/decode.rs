@@ -7,19 +7,44 @@ use super::intrinsics::{
     MOST_BF16, MOST_F16, block, bytes_to_f32, commit_and_wait, load_matrices, pack_bf16, pack_f16,
     store_global, store_global_4, store_global_16, store_shared_4, sync_block, sync_warp,
 };
-use super::item::{Place, Sink, Walk, decode, weights};
+use super::item::{LAYERS, LINEAR, NONE, Place, Sink, Walk, decode, weights};
 use crate::lane::{Bytes, rows, unit_bits};
 use crate::layout::{self, BlockRecord, CHUNK, LANES, TILE_BYTES, flag};
 
-/// Decodes items into tensors in the memory of the device. The grid has a block for each of `blocks`; each block has a multiple of 32 threads, and for each
-/// warp [`layout::AHEAD_BYTES`] and [`layout::DECODE_WARP_BYTES`] of shared memory, and the tables of its tensor. A block has a warp for each of its items.
-///
-/// `outputs` has the tensors' addresses, `dtype` is the code of their type, `status` takes an error code, or 0, for each item of the image.
-///
-/// # Safety
-/// `image` is an image; every block names items of one of its tensors; an output has as many elements of the type as its tensor has weights.
-#[unsafe(no_mangle)]
-pub unsafe extern "ptx-kernel" fn nwc_decode(
+/// Kernels for tensors without transforms, without hidden layers, and for all.
+macro_rules! kernels {
+    ($($name:ident: $transform:expr;)*) => {$(
+        /// Decodes items into tensors in the memory of the device. The grid has a block for each of `blocks`; each block has a multiple of 32 threads, and for each
+        /// warp [`layout::AHEAD_BYTES`] and [`layout::DECODE_WARP_BYTES`] of shared memory, and the tables of its tensor. A block has a warp for each of its items.
+        ///
+        /// `outputs` has the tensors' addresses, `dtype` is the code of their type, `status` takes an error code, or 0, for each item of the image. Transforms take
+        /// registers, so there are kernels of their own for them.
+        ///
+        /// # Safety
+        /// `image` is an image; every block names items of one of its tensors, whose synthesis the kernel knows; an output has as many elements of the type as its tensor
+        /// has weights.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "ptx-kernel" fn $name(
+            image: *const u8,
+            blocks: *const BlockRecord,
+            outputs: *const *mut u8,
+            dtype: u32,
+            status: *mut u32,
+        ) {
+            // SAFETY: by the caller.
+            unsafe { decode_block::<{ $transform }>(image, blocks, outputs, dtype, status) }
+        }
+    )*};
+}
+
+kernels! {
+    nwc_decode: NONE;
+    nwc_decode_linear: LINEAR;
+    nwc_decode_layers: LAYERS;
+}
+
+#[inline(always)]
+unsafe fn decode_block<const TRANSFORM: u32>(
     image: *const u8,
     blocks: *const BlockRecord,
     outputs: *const *mut u8,
@@ -39,7 +64,7 @@ pub unsafe extern "ptx-kernel" fn nwc_decode(
         commit_and_wait::<0>();
         sync_block();
         if number < block.record.items {
-            let code = decode(&place, walk, false, &mut writer);
+            let code = decode::<TRANSFORM>(&place, walk, false, &mut writer);
             block.report(status, number, &place, code);
         }
     }
@@ -261,6 +286,11 @@ impl Writer {
 }
 
 impl Sink for Writer {
+    #[inline(always)]
+    fn scratch(&self) -> u32 {
+        self.tile
+    }
+
     #[inline(always)]
     fn chunk<const CAREFUL: bool>(&mut self, place: &Place, row: u32, latents: [i32; CHUNK]) {
         let values = weights::<CAREFUL>(place, self.scale, row, latents);

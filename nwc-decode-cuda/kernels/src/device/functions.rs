@@ -189,6 +189,12 @@ fn pairs(pair: impl Fn(usize) -> u32) -> Pairs {
     Pairs { pair: [pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7)] }
 }
 
+/// The latents of a chunk: one lane's work even if they are learned, for a warp has no shared memory to spare here. Not inlined, as that is long.
+#[inline(never)]
+fn synthesise_any(place: &Place, indices: [i32; CHUNK], rows: u32) -> [i32; CHUNK] {
+    lane::synthesise_any(&place.tensor, &Shared(place.tables), indices, rows)
+}
+
 /// The next chunk's weights, which are cut to `most`; zeros behind the last row, and if the item is damaged.
 #[inline(always)]
 unsafe fn next(item: *mut Item, most: f32) -> [f32; CHUNK] {
@@ -202,11 +208,12 @@ unsafe fn next(item: *mut Item, most: f32) -> [f32; CHUNK] {
         let mut walk = item.walk(&place);
         let bytes = walk.chunk::<false>(&place, item.row, item.row / CHUNK as u32 % 2 != 0);
         let values = if is_careful(&place, item.row) {
-            let latents = walk.careful(&place, item.row, bytes);
+            let indices = walk.careful(&place, item.row, bytes);
+            let latents = synthesise_any(&place, indices, place.item.rows - item.row);
             let values = weights::<true>(&place, item.column_scale, item.row, latents);
             rows!(ROW => values[ROW].clamp(-most, most))
         } else {
-            let latents = lane::synthesise_bytes(&place.tensor, &Shared(place.tables), bytes);
+            let latents = synthesise_any(&place, lane::by_rows(bytes, place.tensor.low_bits), CHUNK as u32);
             weights::<false>(&place, item.column_scale, item.row, latents)
         };
         item.keep(&walk);

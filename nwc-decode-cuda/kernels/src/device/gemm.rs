@@ -9,7 +9,7 @@ use super::intrinsics::{
     load_shared_2, multiply_add, pack_f16, shuffle, store_shared_2, store_shared_4, store_shared_f32,
     sync_block, sync_warp, thread, threads, wait_for_previous,
 };
-use super::item::{Place, Sink, Walk, decode};
+use super::item::{LAYERS, LINEAR, NONE, Place, Sink, Walk, decode};
 use crate::lane::{Bytes, rows, unit_bits};
 use crate::layout::{self, CHUNK, LANES, TensorRecord};
 
@@ -20,9 +20,9 @@ const HALF_TILE: u32 = TILE_BYTES / 2;
 
 /// Kernels for up to so many rows of x, in so many matrices of 8 columns, with tensors that are transposed or not.
 macro_rules! kernels {
-    ($($name:ident: $most:literal, $tiles:literal, $transposed:literal;)*) => {$(
+    ($($name:ident: $most:literal, $tiles:literal, $transposed:literal, $transform:expr;)*) => {$(
         /// Y = X W^T straight from the compressed tensor: `x` [batch, in] as F16, `y` [batch, out] as F32, to which the product is added. Each of these kernels is for up to
-        /// so many rows of x as its name says, and for tensors that are transposed or not.
+        /// so many rows of x as its name says, and for tensors that are transposed or not; for tensors without a transform, unless it says that they may have a linear one, or any.
         ///
         /// `tensor` is one of the image's, a single matrix, and comes as an argument so that no block need look for it; the grid has the blocks that
         /// [`TensorRecord::block`] counts, of at most `wide` items. The sums of `together` chunks, a power of two, are added up at a time: many, so that the warps of a
@@ -44,24 +44,28 @@ macro_rules! kernels {
             status: *mut u32,
         ) {
             // SAFETY: by the caller.
-            unsafe { product::<$tiles, $most, $transposed>(image, tensor, wide, together, x, batch, y, status) }
+            unsafe { product::<$tiles, $most, $transposed, { $transform }>(image, tensor, wide, together, x, batch, y, status) }
         }
     )*};
 }
 
 kernels! {
-    nwc_gemm_1: 1, 1, false;
-    nwc_gemm_8: 8, 1, false;
-    nwc_gemm_16: 16, 2, false;
-    nwc_gemm_1_transposed: 1, 1, true;
-    nwc_gemm_8_transposed: 8, 1, true;
-    nwc_gemm_16_transposed: 16, 2, true;
+    nwc_gemm_1: 1, 1, false, NONE;
+    nwc_gemm_8: 8, 1, false, NONE;
+    nwc_gemm_16: 16, 2, false, NONE;
+    nwc_gemm_1_transposed: 1, 1, true, NONE;
+    nwc_gemm_8_transposed: 8, 1, true, NONE;
+    nwc_gemm_16_transposed: 16, 2, true, NONE;
+    nwc_gemm_16_linear: 16, 2, false, LINEAR;
+    nwc_gemm_16_transposed_linear: 16, 2, true, LINEAR;
+    nwc_gemm_16_layers: 16, 2, false, LAYERS;
+    nwc_gemm_16_transposed_layers: 16, 2, true, LAYERS;
 }
 
 /// `TILES` matrices of 8 columns hold the batch, of which `KEPT` columns are of use.
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
-unsafe fn product<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool>(
+unsafe fn product<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool, const TRANSFORM: u32>(
     image: *const u8,
     tensor: TensorRecord,
     wide: u32,
@@ -100,7 +104,7 @@ unsafe fn product<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool>(
         let idle = warp >= block.record.items;
         commit_and_wait::<0>();
         sync_block();
-        let code = decode(&place, walk, idle, &mut product);
+        let code = decode::<TRANSFORM>(&place, walk, idle, &mut product);
         if !idle {
             product.finish(&place, scale);
             block.report(status, number, &place, code);
@@ -422,6 +426,11 @@ impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Product<TILES,
 }
 
 impl<const TILES: usize, const KEPT: u32, const TRANSPOSED: bool> Sink for Product<TILES, KEPT, TRANSPOSED> {
+    #[inline(always)]
+    fn scratch(&self) -> u32 {
+        self.tile
+    }
+
     #[inline(always)]
     fn chunk<const CAREFUL: bool>(&mut self, place: &Place, row: u32, latents: [i32; CHUNK]) {
         let factor = if CAREFUL { CAREFUL_UNIT } else { 1.0 };

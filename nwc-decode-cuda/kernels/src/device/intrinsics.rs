@@ -127,18 +127,6 @@ pub(crate) fn prmt(low: u32, high: u32, selector: u32) -> u32 {
     out
 }
 
-/// The sum of the products of the four signed bytes of two words, and of a third.
-#[inline(always)]
-pub(crate) fn dp4a(a: u32, b: u32, sum: i32) -> i32 {
-    let out: i32;
-    // SAFETY: registers only.
-    unsafe {
-        asm!("dp4a.s32.s32 {}, {}, {}, {};", out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) sum,
-            options(pure, nomem, nostack));
-    }
-    out
-}
-
 /// Loads a word of shared memory.
 ///
 /// # Safety
@@ -373,6 +361,43 @@ pub(crate) fn multiply_add(d: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
             b0 = in(reg32) b[0], b1 = in(reg32) b[1], options(nomem, nostack)
         );
     }
+}
+
+/// The sum of a matrix of integers, 16 x 8, and the product of two of signed bytes: `a` is 16 x 32, `b` 32 x 8.
+#[inline(always)]
+pub(crate) fn multiply_add_bytes(
+    [mut d0, mut d1, mut d2, mut d3]: [i32; 4],
+    a: [u32; 4],
+    b: [u32; 2],
+) -> [i32; 4] {
+    // SAFETY: registers only; every caller is reached by all threads of its warp.
+    unsafe {
+        asm!(
+            "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {{{d0}, {d1}, {d2}, {d3}}}, {{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}}}, {{{d0}, {d1}, {d2}, {d3}}};",
+            d0 = inout(reg32) d0, d1 = inout(reg32) d1, d2 = inout(reg32) d2, d3 = inout(reg32) d3,
+            a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3],
+            b0 = in(reg32) b[0], b1 = in(reg32) b[1], options(nomem, nostack)
+        );
+    }
+    [d0, d1, d2, d3]
+}
+
+/// The same of half the depth: `a` is 16 x 16, `b` 16 x 8.
+#[inline(always)]
+pub(crate) fn multiply_add_bytes_16(
+    [mut d0, mut d1, mut d2, mut d3]: [i32; 4],
+    a: [u32; 2],
+    b: u32,
+) -> [i32; 4] {
+    // SAFETY: registers only; every caller is reached by all threads of its warp.
+    unsafe {
+        asm!(
+            "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {{{d0}, {d1}, {d2}, {d3}}}, {{{a0}, {a1}}}, {{{b0}}}, {{{d0}, {d1}, {d2}, {d3}}};",
+            d0 = inout(reg32) d0, d1 = inout(reg32) d1, d2 = inout(reg32) d2, d3 = inout(reg32) d3,
+            a0 = in(reg32) a[0], a1 = in(reg32) a[1], b0 = in(reg32) b, options(nomem, nostack)
+        );
+    }
+    [d0, d1, d2, d3]
 }
 
 /// Adds to a float that others add to at the same time.

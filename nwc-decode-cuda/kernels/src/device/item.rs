@@ -3,10 +3,13 @@
 use super::intrinsics::{
     ballot, copy_async, copy_word_async, here, load_shared, load_shared_4, shuffle, sync_warp,
 };
+use super::network::{Network, SCRATCH};
 use super::ring::{RING_BYTES, Ring, RingPlace};
 use super::view::{RingParts, WalkState};
 use crate::lane::{self, Lane, Memory, Planes, Symbols};
-use crate::layout::{CHUNK, ItemRecord, LANES, LaneRecord, Patch, TensorRecord, UNIT, flag, synthesis};
+use crate::layout::{
+    CHUNK, ItemRecord, LANES, LaneRecord, Patch, TILE_BYTES, TensorRecord, UNIT, flag, synthesis,
+};
 
 /// An image in global memory.
 #[derive(Clone, Copy)]
@@ -144,6 +147,9 @@ pub(crate) trait Sink {
         self.chunk::<false>(place, row, lane::by_rows(indices, place.tensor.low_bits));
     }
 
+    /// Shared memory of the warp that is free between chunks, [`TILE_BYTES`] at a multiple of 16.
+    fn scratch(&self) -> u32;
+
     /// A chunk of an item that is not decoded.
     #[inline(always)]
     fn skip(&mut self, _place: &Place, _row: u32) {}
@@ -153,34 +159,51 @@ pub(crate) trait Sink {
     fn after(&mut self, _place: &Place, _row: u32) {}
 }
 
-/// Decodes an item. Returns this lane's error code, or 0. Chunks are skipped if the item is known to be damaged, or `idle`.
+/// Decodes an item; `TRANSFORM` says which it may have. Returns this lane's error code, or 0. Chunks are skipped if the item is known to be damaged, or `idle`.
 ///
 /// # Safety
 /// All threads of the warp come, with a walk that has arrived at the item's first row. The image has the item.
 #[inline(always)]
-pub(crate) unsafe fn decode(place: &Place, walk: Walk, idle: bool, sink: &mut impl Sink) -> u32 {
+pub(crate) unsafe fn decode<const TRANSFORM: u32>(
+    place: &Place,
+    walk: Walk,
+    idle: bool,
+    sink: &mut impl Sink,
+) -> u32 {
     let idle = idle || place.item.error != 0;
     let Place { tensor, .. } = place;
     // SAFETY: by the caller.
     unsafe {
-        if tensor.trellis == USUAL_TRELLIS && tensor.low_bits == 3 && tensor.synthesis == synthesis::IDENTITY
-        {
-            decode_rows::<true>(place, walk, idle, sink)
+        if tensor.trellis == USUAL_TRELLIS && tensor.low_bits == USUAL_LOW_BITS {
+            decode_rows::<true, TRANSFORM>(place, walk, idle, sink)
         } else {
-            decode_rows::<false>(place, walk, idle, sink)
+            decode_rows::<false, TRANSFORM>(place, walk, idle, sink)
         }
     }
 }
 
+/// No transform: indices are weights.
+pub(crate) const NONE: u32 = 0;
+/// A transform without hidden layers, or none.
+pub(crate) const LINEAR: u32 = 1;
+/// Any.
+pub(crate) const LAYERS: u32 = 2;
+
 /// That of encoders, if they are not told otherwise: of 64 states. Three low bits are what 4 bits a weight ask for.
 const USUAL_TRELLIS: u32 = 6;
+const USUAL_LOW_BITS: u32 = 3;
 
-/// `USUAL`: the trellis is the usual one, there are three low bits, and no synthesis.
+/// `USUAL`: the trellis is the usual one, and there are three low bits.
 ///
 /// # Safety
 /// As [`decode`].
 #[inline(always)]
-unsafe fn decode_rows<const USUAL: bool>(place: &Place, walk: Walk, idle: bool, sink: &mut impl Sink) -> u32 {
+unsafe fn decode_rows<const USUAL: bool, const TRANSFORM: u32>(
+    place: &Place,
+    walk: Walk,
+    idle: bool,
+    sink: &mut impl Sink,
+) -> u32 {
     let mut work = Work { walk, careful: Careful::new(place), idle, sink };
     let mut row = 0;
     while row < place.item.rows {
@@ -188,13 +211,13 @@ unsafe fn decode_rows<const USUAL: bool>(place: &Place, walk: Walk, idle: bool, 
         unsafe {
             if USUAL {
                 // Two at a time, so that what is done for 32 rows is done where it is due.
-                work.chunk::<true>(place, row, false);
+                work.chunk::<true, TRANSFORM>(place, row, false);
                 row += CHUNK as u32;
                 if row < place.item.rows {
-                    work.chunk::<true>(place, row, true);
+                    work.chunk::<true, TRANSFORM>(place, row, true);
                 }
             } else {
-                work.chunk::<false>(place, row, row / CHUNK as u32 % 2 != 0);
+                work.chunk::<false, TRANSFORM>(place, row, row / CHUNK as u32 % 2 != 0);
             }
         }
         row += CHUNK as u32;
@@ -214,7 +237,12 @@ impl<S: Sink> Work<'_, S> {
     /// # Safety
     /// As [`decode`]; this is the next chunk.
     #[inline(always)]
-    unsafe fn chunk<const USUAL: bool>(&mut self, place: &Place, row: u32, is_odd: bool) {
+    unsafe fn chunk<const USUAL: bool, const TRANSFORM: u32>(
+        &mut self,
+        place: &Place,
+        row: u32,
+        is_odd: bool,
+    ) {
         let Self { walk, careful, idle, sink } = self;
         // SAFETY: by the caller.
         unsafe {
@@ -223,19 +251,46 @@ impl<S: Sink> Work<'_, S> {
                 sink.skip(place, row);
             } else {
                 let bytes = walk.chunk::<USUAL>(place, row, is_odd);
+                let synthesis = if TRANSFORM == NONE { synthesis::IDENTITY } else { place.tensor.synthesis };
+                let low_bits = if USUAL { USUAL_LOW_BITS } else { place.tensor.low_bits };
                 if is_careful {
-                    let latents = walk.careful(place, row, bytes);
+                    let indices = walk.careful(place, row, bytes);
+                    let rows = place.item.rows - row;
+                    let latents = if synthesis < synthesis::LINEAR || rows < CHUNK as u32 {
+                        lane::synthesise(&place.tensor, indices, rows)
+                    } else if TRANSFORM == LINEAR {
+                        network::<false>(place, sink.scratch()).of_indices(indices)
+                    } else {
+                        network::<true>(place, sink.scratch()).of_indices(indices)
+                    };
                     sink.chunk::<true>(place, row, latents);
-                } else if USUAL || place.tensor.synthesis == synthesis::IDENTITY {
+                } else if synthesis == synthesis::IDENTITY {
                     sink.bytes(place, row, bytes);
                 } else {
-                    let latents = lane::synthesise_bytes(&place.tensor, &Shared(place.tables), bytes);
+                    let latents = if synthesis == synthesis::HADAMARD {
+                        lane::synthesise(&place.tensor, lane::by_rows(bytes, low_bits), CHUNK as u32)
+                    } else if TRANSFORM == LINEAR {
+                        network::<false>(place, sink.scratch()).of_bytes(bytes, lane::unit_bits(low_bits))
+                    } else {
+                        network::<true>(place, sink.scratch()).of_bytes(bytes, lane::unit_bits(low_bits))
+                    };
                     sink.chunk::<false>(place, row, latents);
                 }
             }
             sink.after(place, row);
         }
     }
+}
+
+/// The tensor's network.
+///
+/// # Safety
+/// It has one; `scratch` is the warp's.
+#[inline(always)]
+unsafe fn network<const HIDDEN: bool>(place: &Place, scratch: u32) -> Network<HIDDEN> {
+    const _: () = assert!(SCRATCH <= TILE_BYTES);
+    // SAFETY: by the caller.
+    unsafe { Network::new(place.tables + place.tensor.network, scratch, place.lane) }
 }
 
 /// Which chunks of an item must be decoded with every check.
@@ -348,7 +403,7 @@ impl Walk {
         is_odd: bool,
     ) -> lane::Bytes {
         let tensor = &if USUAL {
-            TensorRecord { trellis: USUAL_TRELLIS, planes: 2, low_bits: 3, ..place.tensor }
+            TensorRecord { trellis: USUAL_TRELLIS, planes: 2, low_bits: USUAL_LOW_BITS, ..place.tensor }
         } else {
             place.tensor
         };
@@ -390,7 +445,7 @@ impl Walk {
         bytes
     }
 
-    /// The latents of the chunk at `row`, as a [`Sink`] gets them, with what its bytes do not tell.
+    /// The indices of the chunk at `row`, with what its bytes do not tell.
     ///
     /// # Safety
     /// As of [`chunk`](Self::chunk), which gave the bytes.
@@ -415,7 +470,7 @@ impl Walk {
             indices = lane::rows!(ROW => if mine && at == ROW as u32 { patch.index } else { indices[ROW] });
             self.state.patch += 1;
         }
-        lane::synthesise(tensor, &Shared(place.tables), indices, place.item.rows - row)
+        indices
     }
 
     /// Behind the last row: the lane's error code, or 0.

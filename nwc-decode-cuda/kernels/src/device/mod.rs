@@ -6,6 +6,7 @@ mod functions;
 mod gemm;
 pub(crate) mod intrinsics;
 mod item;
+mod network;
 mod ring;
 mod view;
 
