@@ -21,7 +21,7 @@ pub enum Device {
     /// The processor
     #[default]
     Cpu,
-    /// The first NVIDIA GPU; needs a build with the feature `cuda`
+    /// The first NVIDIA GPU; needs a build with the feature `cuda`, or `train-cuda` to train
     Cuda,
 }
 

@@ -26,9 +26,9 @@ pub enum Steps {
 /// Added to a diagonal whose mean is 1, so that an input that was never seen keeps a finite step (the release's damping).
 const DAMPING: f64 = 0.01;
 /// Parts of a tensor's inputs that have the levels 3, 2 and 1, the most important first.
-const LEVEL_PARTS: [f64; 3] = [0.001, 0.01, 0.1];
+pub(crate) const LEVEL_PARTS: [f64; 3] = [0.001, 0.01, 0.1];
 /// What a bit of the levels 0 to 3 costs in the paper's loss: an error may be as large in proportion.
-const LEVEL_COSTS: [f64; 4] = [3.4, 1.2, 0.1, 0.05];
+pub(crate) const LEVEL_COSTS: [f64; 4] = [3.4, 1.2, 0.1, 0.05];
 
 /// Diagonals of H by the names of tensors.
 #[derive(Debug, Clone)]

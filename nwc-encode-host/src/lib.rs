@@ -38,5 +38,7 @@ pub mod seek;
 pub mod simd;
 pub mod synthetic;
 pub mod tensors;
+#[cfg(feature = "train")]
+pub mod train;
 
 pub use error::{Error, ErrorKind, Result};

@@ -39,6 +39,7 @@ enum Command {
     Decompress(commands::decompress::DecompressArgs),
     Inspect(commands::inspect::InspectArgs),
     Verify(commands::verify::VerifyArgs),
+    Train(commands::train::TrainArgs),
     #[command(subcommand)]
     Bench(commands::bench::BenchCommand),
     /// Print a completion script for a shell
@@ -101,6 +102,7 @@ fn run(cli: &Cli) -> Result<Outcome> {
         Command::Decompress(args) => commands::decompress::run(args, &progress),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Verify(args) => commands::verify::run(args, &progress),
+        Command::Train(args) => commands::train::run(args, &progress),
         Command::Bench(command) => commands::bench::run(command, &progress),
         Command::Completions { shell } => {
             let mut script = Vec::new();

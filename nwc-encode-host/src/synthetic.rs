@@ -4,6 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, StudentT};
 
+use crate::chunks::CHUNK;
 use crate::coding::table::Counts;
 
 /// A source of weights of unit variance.
@@ -17,6 +18,8 @@ pub enum Source {
     Student5,
     /// Normal, with the deviation of each row log-normal (sigma 0.5).
     LognormalRows,
+    /// The first three by turns, 16 rows each.
+    Mixture,
 }
 
 impl Source {
@@ -25,8 +28,12 @@ impl Source {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let student = StudentT::new(5.0).expect("five degrees of freedom are legal");
         let mut weights = Vec::with_capacity(rows * columns);
-        for _ in 0..rows {
-            let spread: f64 = match self {
+        for row in 0..rows {
+            let source = match self {
+                Self::Mixture => [Self::Gaussian, Self::Laplace, Self::Student5][row / CHUNK % 3],
+                one => one,
+            };
+            let spread: f64 = match source {
                 Self::LognormalRows => {
                     let normal: f64 = StandardNormal.sample(&mut rng);
                     (0.5 * normal).exp()
@@ -34,8 +41,8 @@ impl Source {
                 _ => 1.0,
             };
             for _ in 0..columns {
-                let weight: f64 = match self {
-                    Self::Gaussian | Self::LognormalRows => StandardNormal.sample(&mut rng),
+                let weight: f64 = match source {
+                    Self::Gaussian | Self::LognormalRows | Self::Mixture => StandardNormal.sample(&mut rng),
                     Self::Laplace => {
                         let u: f64 = rng.random_range(-0.5..0.5);
                         -u.signum()
@@ -112,7 +119,7 @@ mod tests {
 
     #[test]
     fn sources_have_unit_variance() {
-        for source in [Source::Gaussian, Source::Laplace, Source::Student5] {
+        for source in [Source::Gaussian, Source::Laplace, Source::Student5, Source::Mixture] {
             let weights = source.matrix(500, 1000, 1);
             let variance = weights.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>() / weights.len() as f64;
             assert!((variance - 1.0).abs() < 0.03, "{source:?}: {variance}");

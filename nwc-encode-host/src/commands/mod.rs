@@ -4,6 +4,7 @@ pub mod bench;
 pub mod compress;
 pub mod decompress;
 pub mod inspect;
+pub mod train;
 pub mod verify;
 
 use serde_json::{Map, Value, json};

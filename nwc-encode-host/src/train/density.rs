@@ -1,0 +1,90 @@
+//! The density of latents: fully factorised, learned (Ballé et al. 2018, arXiv 1802.01436, appendix 6.1).
+//!
+//! Each latent dimension has a cumulative distribution of its own, a small network that can only rise: layers of 1, 3, 3, 3, 3 and 1 units with positive weights.
+
+use burn::tensor::activation::{sigmoid, softplus};
+use burn::tensor::backend::Backend;
+use burn::tensor::Tensor;
+#[cfg(test)]
+use burn::tensor::TensorData;
+use rand::Rng;
+
+use super::parameters::{HostParameters, HostTensor, Parameters};
+
+/// Units between the latent and its logit.
+const FILTERS: [usize; 4] = [3, 3, 3, 3];
+/// How far the density spreads at first.
+const SPREAD: f64 = 10.0;
+/// No latent is held to be less likely, so that logarithms stay finite.
+const LEAST: f64 = 1e-9;
+/// Under this prefix are the density's parameters.
+pub(crate) const PREFIX: &str = "density.";
+
+/// Units of each layer, the latent and its logit among them.
+fn widths() -> Vec<usize> {
+    [&[1], &FILTERS[..], &[1]].concat()
+}
+
+/// Parameters at first, for so many latent dimensions: `density.K.matrix` `[latents, out, in]`, `.bias` and, but for the last layer, `.factor`, both `[latents, out]`.
+pub(crate) fn initial(latents: usize, rng: &mut impl Rng, parameters: &mut HostParameters) {
+    let widths = widths();
+    let scale = SPREAD.powf(1.0 / (widths.len() - 1) as f64);
+    for (layer, pair) in widths.windows(2).enumerate() {
+        let (input, out) = (pair[0], pair[1]);
+        let mut put = |what: &str, shape: &[usize], values: Vec<f32>| {
+            parameters
+                .insert(format!("{PREFIX}{layer}.{what}"), HostTensor { shape: shape.to_vec(), values });
+        };
+        // softplus of it is 1 / (scale * out).
+        let weight = (1.0 / scale / out as f64).exp_m1().ln() as f32;
+        put("matrix", &[latents, out, input], vec![weight; latents * out * input]);
+        let bias = (0..latents * out).map(|_| rng.random_range(-0.5..0.5)).collect();
+        put("bias", &[latents, out], bias);
+        if layer < FILTERS.len() {
+            put("factor", &[latents, out], vec![0.0; latents * out]);
+        }
+    }
+}
+
+/// Logits of the cumulative distributions at `x` `[latents, 1, n]`.
+fn logits<B: Backend>(parameters: &Parameters<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let [latents, ..] = x.dims();
+    let widths = widths();
+    let mut x = x;
+    for (layer, pair) in widths.windows(2).enumerate() {
+        let (input, out) = (pair[0], pair[1]);
+        let get = |what: &str| parameters.get(&format!("{PREFIX}{layer}.{what}"));
+        let matrix = softplus(get("matrix"), 1.0).reshape([latents, out, input]);
+        x = matrix.matmul(x) + get("bias").reshape([latents, out, 1]);
+        if layer < FILTERS.len() {
+            let factor = get("factor").tanh().reshape([latents, out, 1]);
+            x = x.clone() + factor * x.tanh();
+        }
+    }
+    x
+}
+
+/// How likely each latent is, `[n, latents]`: the mass of the interval of length 1 about it.
+pub(crate) fn likelihood<B: Backend>(parameters: &Parameters<B>, latents: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [n, dimensions] = latents.dims();
+    let x = latents.transpose().reshape([dimensions, 1, n]);
+    let ends = logits(parameters, Tensor::cat(vec![x.clone() - 0.5, x + 0.5], 2));
+    let (low, high) = (ends.clone().narrow(2, 0, n), ends.narrow(2, n, n));
+    // Where both ends are in the upper tail, sigmoids of the negated logits keep the digits that near 1 are lost.
+    let sign = (low.clone() + high.clone()).detach().greater_elem(0.0).float() * -2.0 + 1.0;
+    let mass = (sigmoid(sign.clone() * high) - sigmoid(sign * low)).abs();
+    mass.clamp_min(LEAST).reshape([dimensions, n]).transpose()
+}
+
+/// The cumulative distributions at points, `[latents][points]`: for tests.
+#[cfg(test)]
+pub(crate) fn cumulative<B: Backend>(
+    parameters: &Parameters<B>,
+    latents: usize,
+    points: &[f32],
+    device: &B::Device,
+) -> Vec<Vec<f32>> {
+    let x = Tensor::from_data(TensorData::new(points.repeat(latents), [latents, 1, points.len()]), device);
+    let values = super::parameters::values(&sigmoid(logits(parameters, x)));
+    values.chunks_exact(points.len()).map(<[f32]>::to_vec).collect()
+}

@@ -1,0 +1,311 @@
+//! Training learned codecs: the paper's (arXiv 2510.11234), and two whose synthesis is light.
+//!
+//! Rows are normalised, chunks of 16 rows of a column go through analysis, uniform noise stands in for rounding, a factorised density says what latents cost. The loss is
+//! lambda times the squared error of a weight plus its bits times the cost of its level.
+
+mod adam;
+mod checkpoint;
+mod data;
+mod density;
+mod evaluate;
+mod network;
+mod parameters;
+
+use std::f64::consts::LN_2;
+use std::path::Path;
+use std::time::Instant;
+
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::chunks::CHUNK;
+use crate::device::Device;
+use crate::importance::LEVEL_COSTS;
+use crate::progress::Progress;
+use crate::{Error, ErrorKind, Result};
+use adam::Adam;
+pub(crate) use checkpoint::path_of as checkpoint_path;
+use checkpoint::{Done, State};
+use data::Chunk;
+pub(crate) use data::{Data, Origin};
+pub use evaluate::Point;
+use evaluate::{Evaluation, evaluate, tables, upload};
+pub(crate) use network::{LATENTS, Network};
+use parameters::{HostParameters, Parameters, count};
+
+/// Chunks that tables are fitted to, and that are coded with them: for the curve, and at the end.
+const CURVE_CHUNKS: (usize, usize) = (4096, 2048);
+const FINAL_CHUNKS: (usize, usize) = (16_384, 32_768);
+/// What a step draws is the stream of its number; parameters begin with the last stream.
+const INITIAL_STREAM: u64 = u64::MAX;
+
+/// How to train.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) network: Network,
+    /// What a squared error costs next to a bit.
+    pub(crate) lambda: f64,
+    pub(crate) steps: usize,
+    /// Chunks a step, as many of each level.
+    pub(crate) batch: usize,
+    /// The peak of the learning rate.
+    pub(crate) rate: f64,
+    pub(crate) seed: u64,
+    /// Steps between two points of the curve, and between two checkpoints.
+    pub(crate) evaluate_every: usize,
+}
+
+impl Settings {
+    /// What must be the same for a training to be resumed, by option.
+    fn options(&self) -> Vec<(String, String)> {
+        let options = [
+            ("--profile", format!("{:?}", self.network.profile).to_lowercase()),
+            ("--width", self.network.width.to_string()),
+            ("--lambda", self.lambda.to_string()),
+            ("--steps", self.steps.to_string()),
+            ("--batch", self.batch.to_string()),
+            ("--learning-rate", self.rate.to_string()),
+            ("--seed", self.seed.to_string()),
+            ("--evaluate-every", self.evaluate_every.to_string()),
+        ];
+        options.map(|(option, value)| (option.to_owned(), value)).to_vec()
+    }
+
+    fn rng(&self, stream: u64) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(stream);
+        rng
+    }
+
+    fn initial(&self) -> HostParameters {
+        let mut rng = self.rng(INITIAL_STREAM);
+        let mut parameters = self.network.initial(self.lambda, &mut rng);
+        density::initial(LATENTS, &mut rng, &mut parameters);
+        parameters
+    }
+}
+
+/// A point on the way: of some held-out chunks, with rounded latents and tables.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// After so many steps.
+    pub step: usize,
+    /// What training makes less, lambda times nMSE and the costs of bits, levels equally often.
+    pub loss: f64,
+    /// Of the levels in the paper's parts.
+    #[serde(flatten)]
+    pub point: Point,
+}
+
+/// Numbers of parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Sizes {
+    /// Of the network that makes latents of chunks.
+    pub analysis: usize,
+    /// Of the network that makes chunks of latents: what decoders need.
+    pub synthesis: usize,
+    /// Of the table of levels, which both share.
+    pub levels: usize,
+    /// Of the density, which tables replace once it is learned.
+    pub density: usize,
+}
+
+/// A trained codec.
+#[derive(Debug, Clone)]
+pub(crate) struct Trained {
+    pub(crate) codec: Vec<u8>,
+    pub(crate) levels: Vec<Point>,
+    pub(crate) mixture: Point,
+    pub(crate) curve: Vec<CurvePoint>,
+    pub(crate) sizes: Sizes,
+    /// Of all sessions, if it was resumed.
+    pub(crate) seconds: f64,
+}
+
+/// Trains. The checkpoint is written at each point of the curve and on an interruption, and removed by nobody.
+///
+/// # Errors
+/// A checkpoint that cannot be resumed from or written, a loss that is no number any more, an interruption, no such device.
+pub(crate) fn train(
+    settings: &Settings,
+    data: &Data,
+    device: Device,
+    checkpoint: &Path,
+    resume: bool,
+    progress: &dyn Progress,
+) -> Result<Trained> {
+    let job = Job { settings, data, checkpoint, checksum: data.checksum(), progress };
+    match device {
+        Device::Cpu => job.run::<Autodiff<Flex>>(&burn::tensor::Device::<Flex>::default(), resume),
+        #[cfg(feature = "train-cuda")]
+        Device::Cuda => {
+            use burn::backend::Cuda;
+            job.run::<Autodiff<Cuda>>(&burn::tensor::Device::<Cuda>::default(), resume)
+        }
+        #[cfg(not(feature = "train-cuda"))]
+        Device::Cuda => Err(Error::input("this nwc-encode was built without training on GPUs").remedy(
+            "build it with `CUDARC_CUDA_VERSION=13000 cargo build --release -p nwc-encode-host --features train-cuda`, or use --device cpu",
+        )),
+    }
+}
+
+struct Job<'a> {
+    settings: &'a Settings,
+    data: &'a Data,
+    checkpoint: &'a Path,
+    checksum: u32,
+    progress: &'a dyn Progress,
+}
+
+impl Job<'_> {
+    fn run<A: AutodiffBackend>(&self, device: &A::Device, resume: bool) -> Result<Trained> {
+        let Self { settings, progress, .. } = *self;
+        let mut state: State<A::InnerBackend> = if resume {
+            checkpoint::read(self.checkpoint, settings, self.checksum, device)?
+        } else {
+            let parameters = Parameters::new(&settings.initial(), device);
+            State { adam: Adam::new(&parameters), parameters, progress: Done::default() }
+        };
+        let started = Instant::now();
+        let before = state.progress.seconds;
+        let weights = |steps: usize| (steps * settings.batch * CHUNK) as u64;
+        progress.begin("training", weights(settings.steps));
+        progress.advance(weights(state.progress.step));
+        if state.progress.step == 0 {
+            self.add_to_curve(&mut state, device)?;
+        }
+        while state.progress.step < settings.steps {
+            if let Err(error) = progress.check() {
+                state.progress.seconds = before + started.elapsed().as_secs_f64();
+                return Err(self.interrupted(error, &state));
+            }
+            self.step::<A>(&mut state, device);
+            state.progress.step += 1;
+            progress.advance(weights(1));
+            let step = state.progress.step;
+            if step.is_multiple_of(settings.evaluate_every) && step < settings.steps {
+                self.add_to_curve(&mut state, device)?;
+                state.progress.seconds = before + started.elapsed().as_secs_f64();
+                checkpoint::write(self.checkpoint, settings, self.checksum, &state)?;
+            }
+        }
+        self.add_to_curve(&mut state, device)?;
+        progress.begin("evaluating", 0);
+        let (to_fit, to_code) = FINAL_CHUNKS;
+        let tables = tables(
+            settings.network,
+            &state.parameters,
+            &spread(&self.data.training, to_fit),
+            device,
+            progress,
+        )?;
+        let held_out = spread(&self.data.held_out, to_code);
+        let Evaluation { levels, mixture } =
+            evaluate(settings.network, &state.parameters, &tables, &held_out, device, progress)?;
+        let host = state.parameters.to_host();
+        let description = json!({
+            "version": 0,
+            "profile": settings.network.profile,
+            "width": settings.network.width,
+            "chunk": CHUNK,
+            "latents": LATENTS,
+            "lambda": settings.lambda,
+            "level_costs": &LEVEL_COSTS[..settings.network.levels()],
+            "steps": settings.steps,
+        });
+        Ok(Trained {
+            codec: checkpoint::codec(&host, &tables, &description),
+            levels,
+            mixture,
+            curve: state.progress.curve,
+            sizes: Sizes {
+                analysis: count(&host, "analysis."),
+                synthesis: count(&host, "synthesis."),
+                levels: count(&host, "levels"),
+                density: count(&host, density::PREFIX),
+            },
+            seconds: before + started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Keeps what has been done, and says how to go on.
+    fn interrupted<B: Backend>(&self, error: Error, state: &State<B>) -> Error {
+        if error.kind != ErrorKind::Interrupted {
+            return error;
+        }
+        if let Err(error) = checkpoint::write(self.checkpoint, self.settings, self.checksum, state) {
+            return error;
+        }
+        let step = state.progress.step;
+        let mut error = Error::input(format!("interrupted after {step} steps, which are kept"))
+            .file(self.checkpoint)
+            .remedy("add --resume to go on");
+        error.kind = ErrorKind::Interrupted;
+        error
+    }
+
+    fn step<A: AutodiffBackend>(&self, state: &mut State<A::InnerBackend>, device: &A::Device) {
+        let Settings { batch, steps, rate, .. } = *self.settings;
+        let step = state.progress.step;
+        let mut rng = self.settings.rng(step as u64);
+        let training = &self.data.training;
+        let chunks: Vec<Chunk> = (0..batch).map(|_| training[rng.random_range(0..training.len())]).collect();
+        let noise: Vec<f32> = (0..batch * LATENTS).map(|_| rng.random_range(-0.5..0.5)).collect();
+        let noise = Tensor::from_data(TensorData::new(noise, [batch, LATENTS]), device);
+        let tracked = Parameters::<A>::tracked(&state.parameters);
+        let gradients = self.loss(&tracked, upload(&chunks, device), noise).backward();
+        state.adam.update(&mut state.parameters, &tracked, gradients, (step, steps), rate);
+    }
+
+    /// The loss of chunks `[n, CHUNK]`, of which as many are of each level, with this noise `[n, LATENTS]` in place of rounding.
+    fn loss<B: Backend>(
+        &self,
+        parameters: &Parameters<B>,
+        chunks: Tensor<B, 2>,
+        noise: Tensor<B, 2>,
+    ) -> Tensor<B, 1> {
+        let network = self.settings.network;
+        let levels = network.levels();
+        let latents = network.analysis(parameters, chunks.clone(), 0..levels) + noise;
+        let [n, _] = latents.dims();
+        let nats = density::likelihood(parameters, latents.clone()).log().neg();
+        let costs: Vec<f32> = LEVEL_COSTS[..levels].iter().map(|&cost| (cost / LN_2) as f32).collect();
+        let costs = Tensor::from_data(TensorData::new(costs, [levels, 1]), &chunks.device());
+        let rate = (nats.reshape([levels, n / levels * LATENTS]).mean_dim(1) * costs).mean();
+        let restored = network.synthesis(parameters, latents, 0..levels);
+        (restored - chunks).square().mean() * self.settings.lambda + rate
+    }
+
+    fn add_to_curve<B: Backend>(&self, state: &mut State<B>, device: &B::Device) -> Result<()> {
+        let Settings { network, lambda, .. } = *self.settings;
+        let (to_fit, to_code) = CURVE_CHUNKS;
+        let fitted = spread(&self.data.training, to_fit);
+        let tables = tables(network, &state.parameters, &fitted, device, self.progress)
+            .map_err(|error| self.interrupted(error, state))?;
+        let held_out = spread(&self.data.held_out, to_code);
+        let Evaluation { levels, mixture } =
+            evaluate(network, &state.parameters, &tables, &held_out, device, self.progress)
+                .map_err(|error| self.interrupted(error, state))?;
+        let loss = |(level, cost): (&Point, f64)| lambda * level.nmse + cost * level.bits_per_weight;
+        let loss = levels.iter().zip(LEVEL_COSTS).map(loss).sum::<f64>() / levels.len() as f64;
+        if !loss.is_finite() {
+            return Err(Error::input(format!(
+                "the loss was no number any more after {} steps",
+                state.progress.step
+            ))
+            .remedy("lower --learning-rate"));
+        }
+        state.progress.curve.push(CurvePoint { step: state.progress.step, loss, point: mixture });
+        Ok(())
+    }
+}
+
+/// At most so many chunks, evenly spread over all.
+fn spread(chunks: &[Chunk], most: usize) -> Vec<Chunk> {
+    chunks.iter().step_by(chunks.len().div_ceil(most).max(1)).copied().collect()
+}
