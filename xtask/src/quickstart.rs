@@ -51,6 +51,11 @@ pub(crate) fn run_through() -> Result<()> {
 
 /// Builds `nwc-encode` in the release profile and gives its path.
 pub(crate) fn build_program() -> Result<String> {
-    run(&mut crate::shell::cargo(["build", "--release", "-p", "nwc-encode-host"]))?;
+    build_program_with("")
+}
+
+/// The same with these features.
+pub(crate) fn build_program_with(features: &str) -> Result<String> {
+    run(&mut crate::shell::cargo(["build", "--release", "-p", "nwc-encode-host", "--features", features]))?;
     Ok(target_dir().join("release/nwc-encode").display().to_string())
 }

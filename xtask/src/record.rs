@@ -2,7 +2,7 @@
 
 use crate::instructions;
 use crate::make_model;
-use crate::quickstart::build_program;
+use crate::quickstart::{build_program, build_program_with};
 use crate::readme;
 use crate::shell::{command, output, root, target_dir};
 use anyhow::{Context, Result, bail};
@@ -29,11 +29,16 @@ pub(crate) enum Subject {
     Instructions,
     /// Time and memory to compress 100 M weights, and decoding speed: about 3 minutes
     Speed,
+    /// The paper's codec, trained on a Gaussian source for two rates: about half an hour
+    TrainPaper,
 }
 
 /// Measures, and writes `benches/results/SUBJECT.json`.
 pub(crate) fn record(subject: Subject) -> Result<()> {
-    let program = Program(build_program()?);
+    let program = Program(match subject {
+        Subject::TrainPaper => build_program_with("train")?,
+        _ => build_program()?,
+    });
     let (name, results) = match subject {
         Subject::Rd => ("rd", program.rate_distortion()?),
         Subject::Models | Subject::Hadamard => {
@@ -48,12 +53,13 @@ pub(crate) fn record(subject: Subject) -> Result<()> {
         }
         Subject::Instructions => ("instructions", instructions::count()?),
         Subject::Speed => ("speed", program.speed()?),
+        Subject::TrainPaper => ("train-paper", program.train_paper()?),
     };
     let command_line = format!("cargo xtask record {name}");
     match subject {
         Subject::Rd => readme::put_table(&command_line, &sources_table(&results)?)?,
         Subject::Models => readme::put_table(&command_line, &models_table(&results)?)?,
-        Subject::Hadamard | Subject::Instructions | Subject::Speed => {}
+        Subject::Hadamard | Subject::Instructions | Subject::Speed | Subject::TrainPaper => {}
     }
     write(name, &command_line, &results)
 }
@@ -231,6 +237,24 @@ impl Program {
                     factors[0], factors[1]
                 );
             }
+        }
+        Ok(Value::Array(rows))
+    }
+
+    /// Each with what it is to be held up against: the figures of the authors' result files for the mixture of levels.
+    fn train_paper(&self) -> Result<Value> {
+        let codec = target_dir().join("train-paper.safetensors").display().to_string();
+        let mut rows = Vec::new();
+        for (lambda, bits, nmse) in [("100", 3.164, 0.0196), ("300", 3.95, 0.006_57)] {
+            let what = ["train", "--source", "gaussian", "-o", &codec, "--force"];
+            let how = ["--lambda", lambda, "--steps", "10000", "--batch", "256"];
+            let mut row = self.json(&[what.as_slice(), &how].concat())?;
+            println!(
+                "lambda {lambda}: {} bits and nMSE {}, the authors' {bits} and {nmse}",
+                row["bits_per_weight"], row["nmse"]
+            );
+            row["authors"] = json!({ "bits_per_weight": bits, "nmse": nmse });
+            rows.push(row);
         }
         Ok(Value::Array(rows))
     }

@@ -2,11 +2,11 @@
 //!
 //! Each latent dimension has a cumulative distribution of its own, a small network that can only rise: layers of 1, 3, 3, 3, 3 and 1 units with positive weights.
 
-use burn::tensor::activation::{sigmoid, softplus};
-use burn::tensor::backend::Backend;
 use burn::tensor::Tensor;
 #[cfg(test)]
 use burn::tensor::TensorData;
+use burn::tensor::activation::{sigmoid, softplus};
+use burn::tensor::backend::Backend;
 use rand::Rng;
 
 use super::parameters::{HostParameters, HostTensor, Parameters};
@@ -87,4 +87,48 @@ pub(crate) fn cumulative<B: Backend>(
     let x = Tensor::from_data(TensorData::new(points.repeat(latents), [latents, 1, points.len()]), device);
     let values = super::parameters::values(&sigmoid(logits(parameters, x)));
     values.chunks_exact(points.len()).map(<[f32]>::to_vec).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::train::parameters::values;
+
+    const LATENTS: usize = 5;
+
+    /// As training might leave them: with factors, and matrices that differ.
+    fn trained() -> Parameters<Flex> {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let mut host = HostParameters::new();
+        initial(LATENTS, &mut rng, &mut host);
+        for tensor in host.values_mut() {
+            tensor.values.iter_mut().for_each(|value| *value += rng.random_range(-0.4..0.4));
+        }
+        Parameters::new(&host, &Default::default())
+    }
+
+    #[test]
+    fn distributions_rise_from_nought_to_one() {
+        let points: Vec<f32> = (-4000..=4000).map(|i| i as f32 / 4.0).collect();
+        for line in cumulative(&trained(), LATENTS, &points, &Default::default()) {
+            assert!(line.is_sorted(), "a distribution falls");
+            assert!(line[0] < 1e-4 && line[line.len() - 1] > 1.0 - 1e-4, "{} to {}", line[0], line[8000]);
+        }
+    }
+
+    #[test]
+    fn intervals_together_have_all_the_mass() {
+        let values_of = |at: usize| -> f32 { at as f32 - 1000.0 };
+        let points: Vec<f32> = (0..=2000).flat_map(|at| [values_of(at); LATENTS]).collect();
+        let latents = Tensor::from_data(TensorData::new(points, [2001, LATENTS]), &Default::default());
+        let masses = values(&likelihood(&trained(), latents));
+        for latent in 0..LATENTS {
+            let sum: f64 = masses.iter().skip(latent).step_by(LATENTS).map(|&mass| f64::from(mass)).sum();
+            assert!((sum - 1.0).abs() < 1e-3, "{sum}");
+        }
+    }
 }

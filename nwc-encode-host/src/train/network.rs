@@ -26,7 +26,7 @@ const ANALYSIS_HIDDEN: usize = 128;
 /// Added to the variance in layer normalisation.
 const EPSILON: f64 = 1e-5;
 /// What blocks add at first, next to what passes by them.
-const BLOCK_GAIN: f32 = 0.1;
+const BLOCK_GAIN: f32 = 0.01;
 /// Deviation of weights that a part of a network begins with that is to add nearly nothing.
 const FAINT: f64 = 0.01;
 
