@@ -208,8 +208,10 @@ impl<R: Rng> Maker<'_, R> {
         self.put("levels", &[steps.len(), HIDDEN], steps.iter().flat_map(gains).collect());
         for (net, read) in [("analysis", 0..half), ("synthesis", half..HIDDEN)] {
             let frame = self.frame(half);
-            let mut enter = self.normal(HIDDEN * CHUNK, 0.25);
-            let mut leave = self.normal(CHUNK * HIDDEN, FAINT);
+            // Units that are not read yet: in synthesis they are amplified twice over, by the latents and by the levels.
+            let faint = if net == "analysis" { 0.25 } else { 0.25 * steps[0] * steps[0] };
+            let mut enter = self.normal(HIDDEN * CHUNK, faint);
+            let mut leave = vec![0.0; CHUNK * HIDDEN];
             for unit in read.clone() {
                 for i in 0..CHUNK {
                     let value = frame[(unit - read.start) * CHUNK + i];
