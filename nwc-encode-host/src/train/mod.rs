@@ -176,10 +176,18 @@ impl Job<'_> {
         let weights = |steps: usize| (steps * settings.batch * CHUNK) as u64;
         progress.begin("training", weights(settings.steps));
         progress.advance(weights(state.progress.step));
-        if state.progress.step == 0 {
-            self.add_to_curve(&mut state, device)?;
-        }
-        while state.progress.step < settings.steps {
+        loop {
+            let step = state.progress.step;
+            let last = step == settings.steps;
+            let missing = state.progress.curve.last().is_none_or(|point| point.step < step);
+            if missing && (last || step.is_multiple_of(settings.evaluate_every)) {
+                state.progress.seconds = before + started.elapsed().as_secs_f64();
+                self.add_to_curve(&mut state, device)?;
+                checkpoint::write(self.checkpoint, settings, self.checksum, &state)?;
+            }
+            if last {
+                break;
+            }
             if let Err(error) = progress.check() {
                 state.progress.seconds = before + started.elapsed().as_secs_f64();
                 return Err(self.interrupted(error, &state));
@@ -187,26 +195,16 @@ impl Job<'_> {
             self.step::<A>(&mut state, device);
             state.progress.step += 1;
             progress.advance(weights(1));
-            let step = state.progress.step;
-            if step.is_multiple_of(settings.evaluate_every) && step < settings.steps {
-                self.add_to_curve(&mut state, device)?;
-                state.progress.seconds = before + started.elapsed().as_secs_f64();
-                checkpoint::write(self.checkpoint, settings, self.checksum, &state)?;
-            }
         }
-        self.add_to_curve(&mut state, device)?;
         progress.begin("evaluating", 0);
         let (to_fit, to_code) = FINAL_CHUNKS;
-        let tables = tables(
-            settings.network,
-            &state.parameters,
-            &spread(&self.data.training, to_fit),
-            device,
-            progress,
-        )?;
+        let fitted = spread(&self.data.training, to_fit);
+        let tables = tables(settings.network, &state.parameters, &fitted, device, progress)
+            .map_err(|error| self.interrupted(error, &state))?;
         let held_out = spread(&self.data.held_out, to_code);
         let Evaluation { levels, mixture } =
-            evaluate(settings.network, &state.parameters, &tables, &held_out, device, progress)?;
+            evaluate(settings.network, &state.parameters, &tables, &held_out, device, progress)
+                .map_err(|error| self.interrupted(error, &state))?;
         let host = state.parameters.to_host();
         let description = json!({
             "version": 0,
