@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 type Check = fn() -> Result<()>;
 
-const CHECKS: [(&str, Check); 17] = [
+const CHECKS: [(&str, Check); 18] = [
     ("fmt", lint::fmt),
     ("words", words::check),
     ("clippy", lint::clippy),
@@ -21,6 +21,7 @@ const CHECKS: [(&str, Check); 17] = [
     ("cuda-host", cuda_stub::check),
     ("docs", docs::check),
     ("checked", checked::test),
+    ("train", lint::train),
     ("fuzz-build", fuzz_build::build),
     ("deny", deny::check),
     ("no-panic", no_panic::check),

@@ -10,3 +10,10 @@ pub(crate) fn fmt() -> Result<()> {
 pub(crate) fn clippy() -> Result<()> {
     run(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
 }
+
+/// Lints and tests what is built to train codecs only: it takes some minutes to build.
+pub(crate) fn train() -> Result<()> {
+    let build = ["-p", "nwc-encode-host", "--features", "train"];
+    run(cargo(["clippy"]).args(build).args(["--all-targets", "--", "-D", "warnings"]))?;
+    run(cargo(["test"]).args(build).arg("train"))
+}

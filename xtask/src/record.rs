@@ -29,7 +29,7 @@ pub(crate) enum Subject {
     Instructions,
     /// Time and memory to compress 100 M weights, and decoding speed: about 3 minutes
     Speed,
-    /// The paper's codec, trained on a Gaussian source for two rates: about half an hour
+    /// The paper's codec, trained on a Gaussian source for two rates: about a quarter of an hour
     TrainPaper,
 }
 
@@ -247,7 +247,7 @@ impl Program {
         let mut rows = Vec::new();
         for (lambda, bits, nmse) in [("100", 3.164, 0.0196), ("300", 3.95, 0.006_57)] {
             let what = ["train", "--source", "gaussian", "-o", &codec, "--force"];
-            let how = ["--lambda", lambda, "--steps", "10000", "--batch", "256"];
+            let how = ["--lambda", lambda, "--steps", "10000"];
             let mut row = self.json(&[what.as_slice(), &how].concat())?;
             println!(
                 "lambda {lambda}: {} bits and nMSE {}, the authors' {bits} and {nmse}",

@@ -35,9 +35,9 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     pub steps: usize,
     /// Chunks a step; with the paper's profile a multiple of 4, as many of each level
-    #[arg(long, default_value_t = 256, value_name = "CHUNKS")]
+    #[arg(long, default_value_t = 64, value_name = "CHUNKS")]
     pub batch: usize,
-    /// The highest rate of Adam; by default 0.001, or 0.003 for the light profiles
+    /// The highest rate of Adam; by default 0.002, or 0.003 for the light profiles
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
     /// Steps between two points of the curve, where checkpoints are written too; a twentieth of all by default
@@ -171,7 +171,7 @@ mod with_training {
             return Err(out_of_range("--batch", &args.batch, remedy));
         }
         let rate = args.learning_rate.unwrap_or(match args.profile {
-            Profile::Paper => 1e-3,
+            Profile::Paper => 2e-3,
             Profile::Compact | Profile::Linear => 3e-3,
         });
         if !(rate > 0.0 && rate <= 1.0) {
