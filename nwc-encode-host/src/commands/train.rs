@@ -96,6 +96,7 @@ pub use with_training::run;
 
 #[cfg(feature = "train")]
 mod with_training {
+    use std::fmt::Write as _;
     use std::fs;
     use std::io::Write as _;
     use std::path::Path;
@@ -210,13 +211,15 @@ mod with_training {
             trained.seconds
         );
         for (level, point) in trained.levels.iter().enumerate().filter(|_| trained.levels.len() > 1) {
-            text += &format!(
-                "  level {level}: {:.4} bits per weight, nMSE {:.4e}\n",
+            let _ = writeln!(
+                text,
+                "  level {level}: {:.4} bits per weight, nMSE {:.4e}",
                 point.bits_per_weight, point.nmse
             );
         }
-        text += &format!(
-            "synthesis: {} parameters, {multiply_adds} multiply-adds a weight\n",
+        let _ = writeln!(
+            text,
+            "synthesis: {} parameters, {multiply_adds} multiply-adds a weight",
             trained.sizes.synthesis
         );
         Outcome::new(json, text)

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use nwc_decode_core::DType;
 use regex::Regex;
 
 use crate::chunks::{CHUNK, Chunks, Normalisation};
@@ -170,15 +169,14 @@ fn read_all(
         let model = &models[place.model];
         let info = &model.tensors()[place.tensor];
         let bytes = model.bytes(place.tensor);
-        let dtype: DType = info.dtype;
-        if !all_finite(dtype, bytes) {
+        if !all_finite(info.dtype, bytes) {
             return Err(Error::input("holds NaN or infinity")
                 .file(model.file_path(info.file))
                 .tensor(&info.name)
                 .remedy("leave it out with --exclude, or repair the model"));
         }
         let inputs = place.view.inputs();
-        for matrix in to_f32(dtype, bytes).chunks_exact(place.view.outputs() * inputs) {
+        for matrix in to_f32(info.dtype, bytes).chunks_exact(place.view.outputs() * inputs) {
             take(matrix, inputs, apart, into);
         }
         progress.advance(place.view.elements() as u64);

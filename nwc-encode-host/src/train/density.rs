@@ -3,8 +3,6 @@
 //! Each latent dimension has a cumulative distribution of its own, a small network that can only rise: layers of 1, 3, 3, 3, 3 and 1 units with positive weights.
 
 use burn::tensor::Tensor;
-#[cfg(test)]
-use burn::tensor::TensorData;
 use burn::tensor::activation::{sigmoid, softplus};
 use burn::tensor::backend::Backend;
 use rand::Rng;
@@ -76,22 +74,11 @@ pub(crate) fn likelihood<B: Backend>(parameters: &Parameters<B>, latents: Tensor
     mass.clamp_min(LEAST).reshape([dimensions, n]).transpose()
 }
 
-/// The cumulative distributions at points, `[latents][points]`: for tests.
-#[cfg(test)]
-pub(crate) fn cumulative<B: Backend>(
-    parameters: &Parameters<B>,
-    latents: usize,
-    points: &[f32],
-    device: &B::Device,
-) -> Vec<Vec<f32>> {
-    let x = Tensor::from_data(TensorData::new(points.repeat(latents), [latents, 1, points.len()]), device);
-    let values = super::parameters::values(&sigmoid(logits(parameters, x)));
-    values.chunks_exact(points.len()).map(<[f32]>::to_vec).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use burn::backend::Flex;
+    use burn::backend::flex::FlexDevice;
+    use burn::tensor::TensorData;
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
@@ -108,13 +95,15 @@ mod tests {
         for tensor in host.values_mut() {
             tensor.values.iter_mut().for_each(|value| *value += rng.random_range(-0.4..0.4));
         }
-        Parameters::new(&host, &Default::default())
+        Parameters::new(&host, &FlexDevice)
     }
 
     #[test]
     fn distributions_rise_from_nought_to_one() {
         let points: Vec<f32> = (-4000..=4000).map(|i| i as f32 / 4.0).collect();
-        for line in cumulative(&trained(), LATENTS, &points, &Default::default()) {
+        let data = TensorData::new(points.repeat(LATENTS), [LATENTS, 1, points.len()]);
+        let cumulative = sigmoid(logits(&trained(), Tensor::from_data(data, &FlexDevice)));
+        for line in values(&cumulative).chunks_exact(points.len()) {
             assert!(line.is_sorted(), "a distribution falls");
             assert!(line[0] < 1e-4 && line[line.len() - 1] > 1.0 - 1e-4, "{} to {}", line[0], line[8000]);
         }
@@ -124,7 +113,7 @@ mod tests {
     fn intervals_together_have_all_the_mass() {
         let values_of = |at: usize| -> f32 { at as f32 - 1000.0 };
         let points: Vec<f32> = (0..=2000).flat_map(|at| [values_of(at); LATENTS]).collect();
-        let latents = Tensor::from_data(TensorData::new(points, [2001, LATENTS]), &Default::default());
+        let latents = Tensor::from_data(TensorData::new(points, [2001, LATENTS]), &FlexDevice);
         let masses = values(&likelihood(&trained(), latents));
         for latent in 0..LATENTS {
             let sum: f64 = masses.iter().skip(latent).step_by(LATENTS).map(|&mass| f64::from(mass)).sum();

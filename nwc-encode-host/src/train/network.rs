@@ -177,7 +177,7 @@ impl<R: Rng> Maker<'_, R> {
     }
 
     fn diagonal(&mut self, name: &str, value: f64) {
-        let at = |i: usize| if i % (CHUNK + 1) == 0 { value as f32 } else { 0.0 };
+        let at = |i: usize| if i.is_multiple_of(CHUNK + 1) { value as f32 } else { 0.0 };
         self.put(name, &[CHUNK, CHUNK], (0..CHUNK * CHUNK).map(at).collect());
     }
 
