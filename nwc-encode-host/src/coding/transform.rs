@@ -74,11 +74,17 @@ impl Transform {
         }
     }
 
-    /// By what factor it makes the squared error of a weight larger than that of what is quantised.
-    pub fn error_gain(&self) -> f64 {
-        let Self::Learned(learned) = self else { return 1.0 };
-        let squares: f64 = learned.matrix.iter().flatten().map(|&x| f64::from(x) * f64::from(x)).sum();
-        squares / CHUNK_ROWS as f64
+    /// Multiplications of a decoder for each weight.
+    pub fn multiplications(&self) -> usize {
+        match self {
+            Self::Identity | Self::Hadamard => 0,
+            Self::Learned(learned) => learned.network().multiplications(),
+        }
+    }
+
+    /// Whether it is more than a matrix.
+    pub fn has_layers(&self) -> bool {
+        self.multiplications() > CHUNK_ROWS
     }
 
     /// Transforms the rows of a group of columns, `[row][LANES]`, in place; rows after the last whole chunk stay as they are.
@@ -90,11 +96,10 @@ impl Transform {
             Self::Hadamard => chunks.for_each(hadamard),
             Self::Learned(learned) => {
                 let network = learned.network();
-                let hidden = network.multiplications() > CHUNK_ROWS;
                 chunks.for_each(|chunk| {
                     let weights = *chunk;
                     *chunk = multiply(&learned.inverse, &weights);
-                    for _ in 0..if hidden { HIDDEN_ROUNDS } else { 0 } {
+                    for _ in 0..if self.has_layers() { HIDDEN_ROUNDS } else { 0 } {
                         // What the matrix must make is the weights less what the hidden layers add at the nearest indices.
                         let indices =
                             chunk.map(|row| row.map(|x| x.round_ties_even().clamp(-65_536.0, 65_535.0)));

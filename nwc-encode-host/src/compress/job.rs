@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use tempfile::SpooledTempFile;
 
 use super::encode::{COLUMN_CLASS, COLUMN_SCALE, Encoder, ROW_CLASS, ROW_SCALE, TensorCoder, Worker};
-use super::plan::{ClassSpacing, OCTAVE, TensorPlan};
+use super::plan::{ClassSpacing, OCTAVE, TensorPlan, Trial};
 use super::rate::{Estimate, SAMPLE_WEIGHTS, Sample, TensorSample, next_step};
 use super::{Fate, RATE_WINDOW, Settings, Target, View};
 use crate::coding::table::Tally;
@@ -159,6 +159,8 @@ impl Job<'_> {
         let tuning = &self.settings.tuning;
         let spacing = tuning.class_spacing.unwrap_or(if rows < 200 { 0.5 } else { 0.25 });
         let spacing = ClassSpacing(spacing);
+        let trial =
+            Trial { quantiser: &self.settings.quantiser, rate_step: self.guess(weights as f64), spacing };
         self.progress.begin("measuring", weights as u64);
         let mut plans = Vec::new();
         let mut samples = Vec::new();
@@ -175,7 +177,7 @@ impl Job<'_> {
                     let alpha = self.settings.row_alpha;
                     let plan =
                         TensorPlan::measure(view, &weights, octaves.as_deref(), alpha, spacing, tuning)
-                            .with_transform(transform, tuning.transform_always, &weights, spacing);
+                            .with_transform(transform, tuning.transform_always, &weights, &trial);
                     let sample = TensorSample::take(&plan, &weights, fraction);
                     self.progress.advance(weights.len() as u64);
                     Ok((index, plan, sample))
@@ -232,9 +234,7 @@ impl Job<'_> {
         let per_bit = weights / 8.0;
         let aim = limit - AIM * per_bit;
         self.progress.begin("searching the rate", 0);
-        // Where a model of one bit a weight less per octave, and about 1.05 bits at a step of one deviation, would be.
-        let guess = -((limit - self.raw_bytes() as f64) / per_bit - 1.05) * OCTAVE;
-        let mut rate_step = (guess as i32).clamp(*RATE_STEPS.start(), *RATE_STEPS.end());
+        let mut rate_step = self.guess(weights);
         let mut tried = Vec::new();
         let mut nearest: Option<(f64, i32, Estimate)> = None;
         for _ in 0..MAX_TRIES {
@@ -279,6 +279,16 @@ impl Job<'_> {
             }
             _ => Err(self.out_of_reach(reach(RATE_STEPS.end())?, reach(RATE_STEPS.start())?, per_bit)),
         }
+    }
+
+    /// About the step of the target: where a model of so many weights would be if it took one bit a weight less per octave, and 1.05 at a step of one deviation.
+    fn guess(&self, weights: f64) -> i32 {
+        let bits = match self.settings.target {
+            Target::Bits(bits) => bits,
+            Target::Size(bytes) => (bytes as f64 - self.raw_bytes() as f64) * 8.0 / weights,
+            Target::Step(step) => 1.05 - step.log2(),
+        };
+        (((1.05 - bits) * OCTAVE) as i32).clamp(*RATE_STEPS.start(), *RATE_STEPS.end())
     }
 
     /// A container of raw tensors only.

@@ -11,8 +11,8 @@ use nwc_decode_core::{CHUNK_ROWS, SCALE_CODE_MAX, SCALE_CODE_MIN};
 use super::Tuning;
 use super::encode::{Group, TensorCoder};
 use super::view::View;
-use crate::coding::search::LANES;
-use crate::coding::table::Counts;
+use crate::coding::search::{Block, LANES, Quantiser, RateModel, Search};
+use crate::coding::table::{Counts, Tally};
 use crate::coding::transform::Transform;
 
 /// log2 is counted in steps of 1/512 octave.
@@ -29,8 +29,9 @@ const MAX_SHIFT: u32 = 5;
 /// Bits that a band's row stream takes beside its symbols: its record and its lane's state.
 const ROW_STREAM_BITS: f64 = 96.0;
 
-/// Bits a weight that a transform must save, for it makes decoding slower.
+/// Bits a weight that a transform must save, for it makes decoding slower; and for each multiplication that it takes a decoder.
 const TRANSFORM_BITS: f64 = 0.01;
+const MULTIPLICATION_BITS: f64 = 0.0002;
 
 /// How spread classes are spaced, in octaves.
 #[derive(Debug, Clone, Copy)]
@@ -145,24 +146,26 @@ impl TensorPlan {
         }
     }
 
-    /// The same with a transform, if that saves more than it costs, or if it is to be used `always`. The classes of rows then follow the spread of what is quantised.
+    /// The same with a transform, if that saves more at about this rate than it costs, or if it is to be used `always`. The classes of rows then follow the spread of what is quantised.
     #[must_use]
     pub fn with_transform(
         self,
         transform: &Transform,
         always: bool,
         weights: &[f32],
-        spacing: ClassSpacing,
+        trial: &Trial<'_>,
     ) -> Self {
         if *transform == Transform::Identity || self.tile_rows < CHUNK_ROWS {
             return self;
         }
-        let mut transformed =
-            Self { transform: transform.clone(), row_class: self.classes_of_chunks(spacing), ..self.clone() };
-        let before = Latents::sample(&self, weights, spacing);
-        let after = Latents::sample(&transformed, weights, spacing);
-        let classes = after.classes(spacing);
-        let chunked = self.chunked_rows();
+        let mut transformed = Self {
+            transform: transform.clone(),
+            row_class: self.classes_of_chunks(trial.spacing),
+            ..self.clone()
+        };
+        let octaves = trial.spreads(&transformed, weights);
+        let classes = octaves.map(|octaves| (octaves / trial.spacing.0).round() as i16);
+        let chunked = chunked(self.tile_rows);
         transformed.row_class.resize(self.view.batch * self.view.rows, 0);
         for (row, class) in transformed.row_class.iter_mut().enumerate() {
             let row = row % self.view.rows % self.tile_rows;
@@ -177,17 +180,21 @@ impl TensorPlan {
             let streams = if plan.has_row_streams() { ROW_STREAM_BITS * bands(&plan.view) } else { 0.0 };
             (counts.entropy() * counts.total() as f64 + streams) / plan.view.elements() as f64
         };
-        let bits = |plan: &Self, latents: &Latents, classes: &[i16; CHUNK_ROWS]| {
-            latents.bits(classes, spacing) + 0.5 * plan.transform.error_gain().log2() + side(plan)
-        };
-        let saved = bits(&self, &before, &[0; CHUNK_ROWS]) - bits(&transformed, &after, &classes);
+        if always {
+            return transformed;
+        }
+        // Without hidden layers nothing is to be had but what different spreads save.
+        let mean = octaves.iter().sum::<f64>() / CHUNK_ROWS as f64;
+        let all = 0.5
+            * (octaves.iter().map(|octaves| (2.0 * octaves).exp2()).sum::<f64>() / CHUNK_ROWS as f64).log2();
+        let least = TRANSFORM_BITS + MULTIPLICATION_BITS * transform.multiplications() as f64;
+        if !transform.has_layers() && all - mean < least {
+            return self;
+        }
+        let bits = |plan: &Self| trial.bits(plan, weights) + side(plan);
+        let saved = bits(&self) - bits(&transformed);
         transformed.saved = saved * self.view.elements() as f64;
-        if always || saved > TRANSFORM_BITS { transformed } else { self }
-    }
-
-    /// Rows of a tile that whole chunks hold; of the last tile of a matrix they may be fewer.
-    fn chunked_rows(&self) -> usize {
-        self.tile_rows / CHUNK_ROWS * CHUNK_ROWS
+        if saved > least { transformed } else { self }
     }
 
     /// The classes of rows if all rows of a chunk have the spread of their mix.
@@ -268,62 +275,112 @@ impl TensorPlan {
     }
 }
 
-/// What is quantised of whole chunks of a tensor, next to the spread that its class says, by row of a chunk.
-struct Latents([Vec<f32>; CHUNK_ROWS]);
+/// How a part of a tensor is coded for a trial: as all of it would be, about.
+#[derive(Debug, Clone, Copy)]
+pub struct Trial<'a> {
+    /// The quantiser.
+    pub quantiser: &'a Quantiser,
+    /// The rate's part of step codes.
+    pub rate_step: i32,
+    /// How classes are spaced.
+    pub spacing: ClassSpacing,
+}
 
-impl Latents {
-    /// Weights that are looked at, about.
-    const SAMPLE: usize = 1 << 17;
-    /// Bins of a histogram for each unit of spread.
-    const BINS: f32 = 8.0;
+impl Trial<'_> {
+    /// Weights that are looked at, about: many are fast to transform, few to search.
+    const SPREADS: usize = 1 << 17;
+    const SEARCHED: usize = 1 << 15;
 
-    fn sample(plan: &TensorPlan, weights: &[f32], spacing: ClassSpacing) -> Self {
-        let coder = TensorCoder::new(plan, 0, plan.class_base);
-        let groups: Vec<Group> = (0..plan.tiles()).flat_map(|tile| coder.tile_groups(tile)).collect();
-        let every = (plan.view.elements() / Self::SAMPLE).clamp(1, groups.len());
-        let mut latents = Self(std::array::from_fn(|_| Vec::new()));
-        let mut filled = Vec::new();
-        for group in groups.iter().step_by(every) {
-            filled.resize(group.rows * LANES, 0.0);
-            coder.fill(weights, group, &mut filled);
-            let (column_class, row_class) = (coder.column_class(group), coder.row_class(group));
-            for (row, filled) in
-                filled.chunks_exact(LANES).take(group.rows / CHUNK_ROWS * CHUNK_ROWS).enumerate()
-            {
-                let more = row_class.get(row).copied().unwrap_or(0);
-                let spread = |class: &i32| (-f64::from(class + more) * spacing.0).exp2() as f32;
-                let here = filled.iter().zip(&column_class).take(group.lanes);
-                latents.0[row % CHUNK_ROWS].extend(here.map(|(latent, class)| latent * spread(class)));
-            }
-        }
-        latents
+    /// Some of a tensor's groups, evenly spread.
+    fn groups(coder: &TensorCoder<'_>, weights: usize) -> Vec<Group> {
+        let groups: Vec<Group> = (0..coder.plan.tiles()).flat_map(|tile| coder.tile_groups(tile)).collect();
+        let every = (coder.plan.view.elements() / weights).clamp(1, groups.len());
+        groups.into_iter().skip(every / 2).step_by(every).collect()
     }
 
-    /// What each row of a chunk adds to the class.
-    fn classes(&self, spacing: ClassSpacing) -> [i16; CHUNK_ROWS] {
-        self.0.each_ref().map(|latents| {
-            let energy: f64 = latents.iter().map(|x| f64::from(x * x)).sum();
-            let octaves = 0.5 * (energy / latents.len() as f64).log2();
-            if octaves.is_finite() {
-                (octaves.clamp(-MAX_SPREAD, MAX_SPREAD) / spacing.0).round() as i16
-            } else {
-                0
+    /// How far what is quantised spreads in each row of a chunk, in octaves above what its class says.
+    fn spreads(&self, plan: &TensorPlan, weights: &[f32]) -> [f64; CHUNK_ROWS] {
+        let coder = TensorCoder::new(plan, self.rate_step, plan.class_base);
+        let (mut energy, mut count) = ([0.0; CHUNK_ROWS], 0);
+        let mut latents = Vec::new();
+        for group in Self::groups(&coder, Self::SPREADS) {
+            latents.resize(group.rows * LANES, 0.0);
+            coder.fill(weights, &group, &mut latents);
+            let (column_class, row_class) = (coder.column_class(&group), coder.row_class(&group));
+            for (row, latents) in latents.chunks_exact(LANES).take(chunked(group.rows)).enumerate() {
+                let more = row_class.get(row).copied().unwrap_or(0);
+                for (latent, class) in latents.iter().zip(&column_class).take(group.lanes) {
+                    let octaves =
+                        f64::from(class + more) * self.spacing.0 - f64::from(self.rate_step) / OCTAVE;
+                    energy[row % CHUNK_ROWS] += (f64::from(*latent) * (-octaves).exp2()).powi(2);
+                }
             }
+            count += group.rows / CHUNK_ROWS * group.lanes;
+        }
+        energy.map(|energy| {
+            let octaves = 0.5 * (energy / f64::from(count.max(1) as u32)).log2();
+            if octaves.is_finite() { octaves.clamp(-MAX_SPREAD, MAX_SPREAD) } else { 0.0 }
         })
     }
 
-    /// Bits a weight but for a constant, when one table that suits them all codes them, scaled by their class.
-    fn bits(&self, classes: &[i16; CHUNK_ROWS], spacing: ClassSpacing) -> f64 {
-        let mut counts = Counts::default();
-        let mut octaves = 0.0;
-        for (latents, &class) in self.0.iter().zip(classes) {
-            let class = f64::from(class) * spacing.0;
-            octaves += class * latents.len() as f64;
-            let bins = Self::BINS * (-class).exp2() as f32;
-            latents.iter().for_each(|latent| counts.add((latent * bins).clamp(-2e4, 2e4).floor() as i32));
+    /// Bits that a weight would take at an error of one step if rates were high, without side information: indices are searched for and counted, errors are the decoder's.
+    fn bits(&self, plan: &TensorPlan, weights: &[f32]) -> f64 {
+        let (least, largest) = plan.class_range();
+        let classes = (largest - least + 1) as usize;
+        let spread = |class: usize| {
+            ((least + class as i32) as f64 * self.spacing.0 - f64::from(self.rate_step) / OCTAVE).exp2()
+        };
+        let step = self.quantiser.spacing();
+        let reach = (6.0 * spread(classes - 1) / step).ceil().clamp(2.0, 2000.0) as i32;
+        // Costs of a Gaussian of the class's spread; about right is near enough to search with.
+        let rate = RateModel::new(self.quantiser, classes, -reach..=reach, |class, union, value| {
+            let spread = spread(class).max(0.25 * step);
+            let x = (f64::from(value) * step + union as f64) / spread;
+            let bits = (spread / step * std::f64::consts::TAU.sqrt()).log2()
+                + 0.5 * x * x * std::f64::consts::LOG2_E;
+            bits.clamp(0.1, 24.0) as f32
+        });
+        let coder = TensorCoder::new(plan, self.rate_step, plan.class_base - least);
+        let mut tally = Tally::new(classes, rate.indices());
+        let mut search = Search::default();
+        let (mut latents, mut indices, mut made) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut error, mut count) = (0.0, 0u32);
+        for group in Self::groups(&coder, Self::SEARCHED) {
+            let places = group.rows * LANES;
+            latents.resize(places, 0.0);
+            made.resize(places, 0.0);
+            indices.resize(places, 0);
+            coder.fill(weights, &group, &mut latents);
+            let (column_class, row_class) = (coder.column_class(&group), coder.row_class(&group));
+            let block = Block {
+                weights: &latents,
+                column_class: &column_class,
+                row_class: &row_class,
+                lanes: group.lanes,
+            };
+            search.run(self.quantiser, &rate, &block, &mut [0; LANES], &mut indices);
+            plan.transform.reconstruct(&indices, &mut made);
+            let wanted = coder.wanted(weights, &group);
+            for row in 0..chunked(group.rows) {
+                let more = row_class.get(row).copied().unwrap_or(0);
+                for (lane, class) in column_class.iter().enumerate().take(group.lanes) {
+                    let at = row * LANES + lane;
+                    error += f64::from(wanted[at] - made[at]).powi(2);
+                    tally.add((class + more).clamp(0, classes as i32 - 1) as usize, indices[at]);
+                    count += 1;
+                }
+            }
         }
-        counts.entropy() + octaves / counts.total().max(1) as f64
+        let counted = tally.by_union(self.quantiser);
+        let coded: f64 = counted.iter().map(|counts| counts.entropy() * counts.total() as f64).sum();
+        let count = f64::from(count.max(1));
+        coded / count + 0.5 * (error / count).max(f64::MIN_POSITIVE).log2()
     }
+}
+
+/// Rows that whole chunks hold.
+const fn chunked(rows: usize) -> usize {
+    rows / CHUNK_ROWS * CHUNK_ROWS
 }
 
 /// How often each class occurs in a part of a list, which is all 0 if it is empty.

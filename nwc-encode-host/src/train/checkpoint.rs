@@ -15,6 +15,7 @@ use super::evaluate::PRECISION;
 use super::parameters::{HostParameters, HostTensor, Parameters};
 use super::{CurvePoint, Settings};
 use crate::atomic::AtomicFile;
+use crate::codec_file::NETWORK;
 use crate::coding::table::Table;
 use crate::model::Model;
 use crate::tensors::to_f32;
@@ -74,7 +75,7 @@ pub(crate) fn write<B: Backend>(
     }
     let mut file = AtomicFile::create(path, true)?;
     file.file()
-        .write_all(&serialize(&all, &[], CHECKPOINT_KEY, text))
+        .write_all(&serialize(&all, &[], None, CHECKPOINT_KEY, text))
         .map_err(|error| Error::io("cannot write the checkpoint", path, error))?;
     file.commit()
 }
@@ -134,10 +135,12 @@ pub(crate) fn read<B: Backend>(
 
 /// The bytes of a trained codec: its parameters, the tables of its latents, and what it is.
 ///
+/// `network` is what `compress` takes: the synthesis as containers have it, if they can.
 /// `tables.frequencies` `[latents, symbols]` are those of the escape, then of the values from `tables.first` `[latents]` on; each row sums to 2^14.
 pub(crate) fn codec(
     parameters: &HostParameters,
     tables: &[Table],
+    network: Option<&[u8]>,
     description: &serde_json::Value,
 ) -> Vec<u8> {
     let symbols = tables.iter().map(|table| table.slots().len()).max().unwrap_or(0);
@@ -154,12 +157,13 @@ pub(crate) fn codec(
         ("tables.first", vec![tables.len()], first),
         ("tables.frequencies", vec![tables.len(), symbols], frequencies),
     ];
-    serialize(parameters, &integers, CODEC_KEY, description.to_string())
+    serialize(parameters, &integers, network, CODEC_KEY, description.to_string())
 }
 
 fn serialize(
     parameters: &HostParameters,
     integers: &[(&str, Vec<usize>, Vec<i32>)],
+    network: Option<&[u8]>,
     key: &str,
     text: String,
 ) -> Vec<u8> {
@@ -171,7 +175,8 @@ fn serialize(
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         (*name, Dtype::I32, shape.clone(), bytes)
     });
-    let tensors: Vec<_> = floats.chain(integers).collect();
+    let network = network.map(|bytes| (NETWORK, Dtype::U8, vec![bytes.len()], bytes.to_vec()));
+    let tensors: Vec<_> = floats.chain(integers).chain(network).collect();
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
         (*name, TensorView::new(*dtype, shape.clone(), bytes).expect("as many bytes as its shape says"))
     });

@@ -98,7 +98,7 @@ pub(crate) fn evaluate<B: Backend>(
 }
 
 /// Rounded latents of chunks at a level, within what tables can hold.
-fn latents<B: Backend>(
+pub(crate) fn latents<B: Backend>(
     network: Network,
     parameters: &Parameters<B>,
     chunks: &[Chunk],

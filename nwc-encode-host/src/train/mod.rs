@@ -10,6 +10,7 @@ mod density;
 mod evaluate;
 mod network;
 mod parameters;
+mod rounded;
 
 use std::f64::consts::LN_2;
 use std::path::Path;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::chunks::CHUNK;
+use crate::commands::train::Profile;
 use crate::device::Device;
 use crate::importance::LEVEL_COSTS;
 use crate::progress::Progress;
@@ -41,6 +43,8 @@ use parameters::{HostParameters, Parameters, count};
 /// Chunks that tables are fitted to, and that are coded with them: for the curve, and at the end.
 const CURVE_CHUNKS: (usize, usize) = (2048, 1024);
 const FINAL_CHUNKS: (usize, usize) = (16_384, 16_384);
+/// Chunks that tell how a hidden layer is rounded best.
+const ROUNDING_CHUNKS: usize = 1024;
 /// What a step draws is the stream of its number; parameters begin with the last stream.
 const INITIAL_STREAM: u64 = u64::MAX;
 
@@ -187,7 +191,11 @@ impl Job<'_> {
         let mut state: State<A::InnerBackend> = if resume {
             checkpoint::read(self.checkpoint, settings, self.checksum, device)?
         } else {
-            let parameters = Parameters::new(&settings.initial(), device);
+            let mut initial = settings.initial();
+            if settings.network.profile != Profile::Paper {
+                network::align(&mut initial, &self.data.training);
+            }
+            let parameters = Parameters::new(&initial, device);
             State { adam: Adam::new(&parameters), parameters, progress: Done::default() }
         };
         let started = Instant::now();
@@ -225,6 +233,11 @@ impl Job<'_> {
             evaluate(settings.network, &state.parameters, &tables, &held_out, device, progress)
                 .map_err(|error| self.interrupted(error, &state))?;
         let host = state.parameters.to_host();
+        let some = spread(&self.data.training, ROUNDING_CHUNKS);
+        let network = rounded::network(
+            &host,
+            &evaluate::latents(settings.network, &state.parameters, &some, 0, device),
+        );
         let description = json!({
             "version": 0,
             "profile": settings.network.profile,
@@ -236,7 +249,7 @@ impl Job<'_> {
             "steps": settings.steps,
         });
         Ok(Trained {
-            codec: checkpoint::codec(&host, &tables, &description),
+            codec: checkpoint::codec(&host, &tables, network.as_deref(), &description),
             levels,
             mixture,
             curve: state.progress.curve,
@@ -332,7 +345,6 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::commands::train::Profile;
     use crate::progress::Silent;
     use crate::synthetic::Source;
 

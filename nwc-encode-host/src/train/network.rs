@@ -11,6 +11,7 @@ use burn::tensor::backend::Backend;
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
+use super::data::Chunk;
 use super::parameters::{HostParameters, HostTensor, Parameters};
 use crate::chunks::CHUNK;
 use crate::commands::train::Profile;
@@ -118,6 +119,52 @@ impl Network {
             }
         }
     }
+}
+
+/// Turns the matrices of a light profile, which begin as multiples of the unit matrix, to the principal axes of chunks: what neighbours have in common then is in few latents.
+pub(crate) fn align(parameters: &mut HostParameters, chunks: &[Chunk]) {
+    let mut covariance = [[0.0; CHUNK]; CHUNK];
+    for chunk in chunks {
+        for (row, &a) in covariance.iter_mut().zip(chunk) {
+            row.iter_mut().zip(chunk).for_each(|(sum, &b)| *sum += f64::from(a) * f64::from(b));
+        }
+    }
+    let axes = principal_axes(covariance);
+    for (net, of_latents) in [("analysis", true), ("synthesis", false)] {
+        let Some(matrix) = parameters.get_mut(&format!("{net}.linear.weight")) else { return };
+        let scale = matrix.values[0];
+        for (at, value) in matrix.values.iter_mut().enumerate() {
+            let (row, column) = (at / CHUNK, at % CHUNK);
+            *value = scale * if of_latents { axes[column][row] } else { axes[row][column] } as f32;
+        }
+    }
+}
+
+/// The eigenvectors of a symmetric matrix, as columns, by Jacobi's rotations.
+fn principal_axes<const N: usize>(mut matrix: [[f64; N]; N]) -> [[f64; N]; N] {
+    const SWEEPS: usize = 12;
+    let mut axes: [[f64; N]; N] = std::array::from_fn(|i| std::array::from_fn(|j| f64::from(i == j)));
+    for _ in 0..SWEEPS {
+        for p in 0..N {
+            for q in p + 1..N {
+                if matrix[p][q] == 0.0 {
+                    continue;
+                }
+                let half = (matrix[q][q] - matrix[p][p]) / (2.0 * matrix[p][q]);
+                let tangent = half.signum() / (half.abs() + half.hypot(1.0));
+                let cosine = tangent.hypot(1.0).recip();
+                let sine = tangent * cosine;
+                let rotate = |a: f64, b: f64| (cosine * a - sine * b, sine * a + cosine * b);
+                for row in matrix.iter_mut().chain(&mut axes) {
+                    (row[p], row[q]) = rotate(row[p], row[q]);
+                }
+                for column in 0..N {
+                    (matrix[p][column], matrix[q][column]) = rotate(matrix[p][column], matrix[q][column]);
+                }
+            }
+        }
+    }
+    axes
 }
 
 /// The step of the uniform quantiser that is best for a cost: there a bit saves as much distortion, 2 ln 2 D, as lambda says it costs.
@@ -265,6 +312,34 @@ mod tests {
         assert_eq!(count(&parameters, "synthesis."), 1_071_632);
         assert_eq!(count(&parameters, "levels"), 4 * 512);
         assert!((network.multiply_adds_per_weight() - 66_560.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn matrices_begin_at_the_principal_axes() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let mut draw = || -> f32 { StandardNormal.sample(&mut rng) };
+        // All weights of a chunk share a part.
+        let chunks: Vec<Chunk> = (0..4000)
+            .map(|_| {
+                let shared = draw();
+                std::array::from_fn(|_| shared + draw())
+            })
+            .collect();
+        let network = Network { profile: Profile::Linear, width: 32 };
+        let mut parameters = network.initial(100.0, &mut ChaCha8Rng::seed_from_u64(1));
+        let step = parameters["synthesis.linear.weight"].values[0];
+        align(&mut parameters, &chunks);
+        let synthesis = &parameters["synthesis.linear.weight"].values;
+        let shared =
+            |latent: usize| (0..CHUNK).map(|row| synthesis[row * CHUNK + latent] / step).sum::<f32>().abs();
+        let most = (0..CHUNK).map(shared).fold(0.0, f32::max);
+        assert!((most - 4.0).abs() < 0.01, "{most}");
+        // One is the other's inverse.
+        let analysis = &parameters["analysis.linear.weight"].values;
+        for (i, j) in [(0, 0), (3, 3), (5, 9), (15, 0)] {
+            let product: f32 = (0..CHUNK).map(|k| synthesis[i * CHUNK + k] * analysis[k * CHUNK + j]).sum();
+            assert!((product - if i == j { 1.0 } else { 0.0 }).abs() < 1e-5, "{i} {j}: {product}");
+        }
     }
 
     #[test]

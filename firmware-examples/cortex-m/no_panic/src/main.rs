@@ -13,8 +13,8 @@ use core::panic::PanicInfo;
 use half::{bf16, f16};
 use nwc_decode_core::{
     Attachment, Checks, Chunk, Codec, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Geometry,
-    Limits, MAX_LANES, Name, RowEngine, RowValue, Rows, Scratch, ScratchSize, SectionKind, SeekPoint,
-    SideTable, Table, Tables, Tensor, Tile, TileDecoder, frequencies, scale,
+    Limits, MAX_LANES, Name, Network, RowEngine, RowValue, Rows, Scratch, ScratchSize, SectionKind, SeekPoint,
+    SideTable, Synthesis, Table, Tables, Tensor, Tile, TileDecoder, frequencies, scale,
 };
 
 unsafe extern "C" {
@@ -141,7 +141,9 @@ fn name_calls(name: &Name<'_>) {
 }
 
 fn codec_calls(codec: &Codec<'static>, coded: &CodedTensor<'_>) -> Result<(), Error> {
-    see((codec.synthesis(), codec.quantiser(), codec.precision(), codec.unions(), codec.classes()));
+    see((codec.quantiser(), codec.precision(), codec.unions(), codec.classes()));
+    see(Codec::new(slice())?.classes());
+    synthesis_calls(codec.synthesis());
     see((codec.side_tables(), codec.stored_bytes(), codec.table_bytes()));
     see(any(SideTable::RowScale).mask());
     let need: ScratchSize = codec.required_scratch(any(8));
@@ -152,6 +154,7 @@ fn codec_calls(codec: &Codec<'static>, coded: &CodedTensor<'_>) -> Result<(), Er
     see(tables.weight_symbols(any(0), any(0)).count());
 
     see((coded.codec_index(), coded.shape(), coded.is_transposed(), coded.elements(), coded.tiles()));
+    see(coded.is_direct());
     see((coded.side_bytes(), coded.record_bytes(), coded.bands(), coded.column_blocks()));
     see(coded.tile_of(any(0), any(0), any(0))?);
     geometry_calls(coded.geometry())?;
@@ -162,6 +165,18 @@ fn codec_calls(codec: &Codec<'static>, coded: &CodedTensor<'_>) -> Result<(), Er
     output::<bf16>(coded, &tile, &tables)?;
     end!(end_of_codec_calls);
     Ok(())
+}
+
+fn synthesis_calls(synthesis: Synthesis<'static>) {
+    see((synthesis.name(), synthesis.fraction_bits()));
+    let mut chunk = Chunk::default();
+    synthesis.apply(&mut chunk.latents, any(0));
+    see(chunk);
+    if let Some(network) = Network::new(slice()) {
+        see((network.stored(), network.multiplications()));
+        see(Synthesis::Learned(network));
+    }
+    end!(end_of_synthesis_calls);
 }
 
 fn tile_calls(tile: &Tile<'_>, tables: &Tables<'_>) -> Result<(), Error> {
@@ -239,6 +254,7 @@ fn remote(front: &'static [u8]) -> Result<(), Error> {
 fn geometry_calls(geometry: &Geometry) -> Result<(), Error> {
     see((geometry.bands(), geometry.column_blocks(), geometry.codec_index(), geometry.lanes()));
     see((geometry.shape(), geometry.is_transposed(), geometry.elements(), geometry.tiles()));
+    see(geometry.is_direct());
     see(geometry.record_bytes());
     see(geometry.tile_of(any(0), any(0), any(0))?);
     end!(end_of_geometry_calls);
