@@ -37,13 +37,13 @@ mod with_training {
 
     use super::*;
 
-    /// A model of matrices [32, 24] of these names; one called `nan` holds a NaN.
+    /// A model of matrices [48, 32] of these names; one called `nan` holds a NaN.
     fn model(path: &Path, names: &[&str]) {
         let contents: Vec<(String, Vec<u8>)> = names
             .iter()
             .zip(1..)
             .map(|(name, seed)| {
-                let mut weights = Source::Laplace.matrix(32, 24, seed);
+                let mut weights = Source::Laplace.matrix(48, 32, seed);
                 if *name == "nan" {
                     weights[100] = f32::NAN;
                 }
@@ -51,7 +51,7 @@ mod with_training {
             })
             .collect();
         let views = contents.iter().map(|(name, bytes)| {
-            let shape = if name == "flat" { vec![768] } else { vec![32, 24] };
+            let shape = if name == "flat" { vec![1536] } else { vec![48, 32] };
             (name.as_str(), TensorView::new(safetensors::Dtype::F32, shape, bytes).unwrap())
         });
         fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
