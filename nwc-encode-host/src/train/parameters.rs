@@ -17,7 +17,7 @@ pub(crate) struct HostTensor {
 /// Parameters outside of the device. Sorted, so that sums over all of them have one order.
 pub(crate) type HostParameters = BTreeMap<String, HostTensor>;
 
-/// Parameters on a device: matrices all of them, [first dimension, others], or [1, length].
+/// Parameters on a device: matrices all of them, `[first dimension, others]`, or `[1, length]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Parameters<B: Backend> {
     tensors: BTreeMap<String, (Vec<usize>, Tensor<B, 2>)>,
