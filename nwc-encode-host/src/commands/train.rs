@@ -75,9 +75,9 @@ pub struct TrainArgs {
 pub enum Profile {
     /// The paper's: residual networks of width 512 both ways, conditioned on four levels of importance
     Paper,
-    /// Synthesis is a matrix [16, 16] and a hidden layer beside it
+    /// Synthesis is a matrix `[16, 16]` and a hidden layer beside it
     Compact,
-    /// Synthesis is a matrix [16, 16]
+    /// Synthesis is a matrix `[16, 16]`
     Linear,
 }
 
