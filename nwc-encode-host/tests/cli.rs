@@ -14,7 +14,7 @@ use nwc_encode_host::compress::{Settings, Target, compress};
 use nwc_encode_host::container::attachments_section;
 use nwc_encode_host::model::FolderWriter;
 use nwc_encode_host::progress::Silent;
-use nwc_encode_host::synthetic::Source;
+use nwc_encode_host::synthetic::{Source, network};
 use nwc_encode_host::tensors::OwnedTensors;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -458,11 +458,28 @@ fn quantizers_and_selections_do_what_they_say() {
     let errors = ["scalar", "trellis8", "trellis32"].map(at);
     assert!(errors.is_sorted_by(|worse, better| worse > better), "{errors:?}");
 
-    let line = "compress clip --bits 3 --codec hadamard -o hadamard.nwc --json";
+    let line = "compress clip --bits 3 --codec hadamard --everywhere -o hadamard.nwc --json";
     let report = sandbox.run(line).json();
     assert_eq!(sandbox.run("inspect hadamard.nwc --json").json()["codec"][0]["synthesis"], "hadamard");
     assert!((0.9..1.1).contains(&(number(&report["nmse"]) / errors[1])), "{report}");
     assert_eq!(sandbox.run("verify hadamard.nwc --against clip --json").json()["nmse"], report["nmse"]);
+
+    // A learned synthesis in a file, with and without indices that are chosen anew.
+    let network = network(&[24]);
+    let tensor = Tensor { name: "network".to_owned(), dtype: DType::U8, shape: vec![network.len()], bytes: network };
+    sandbox.model("codec", &[("codec.safetensors", None, vec![tensor])], &[]);
+    let line = "compress clip --bits 3 --codec codec/codec.safetensors --everywhere --json";
+    let once = sandbox.run(&format!("{line} -o learned.nwc")).json();
+    assert_eq!(sandbox.run("inspect learned.nwc --json").json()["codec"][0]["synthesis"], "learned");
+    assert_eq!(sandbox.run("verify learned.nwc --against clip --json").json()["nmse"], once["nmse"]);
+    let anew = sandbox.run(&format!("{line} -o anew.nwc --optimise-codes 3")).json();
+    let cost = |report: &Value| number(&report["nmse"]) * 4f64.powf(number(&report["bits_per_weight"]));
+    assert!(cost(&anew) < cost(&once), "{anew} {once}");
+    // Where it saves nothing, it is left out: nobody trained it.
+    let line = "compress clip --bits 3 --codec codec/codec.safetensors -o chosen.nwc --json";
+    let chosen = sandbox.run(line).json();
+    assert_eq!(sandbox.run("inspect chosen.nwc --json").json()["codec"][0]["synthesis"], "identity");
+    assert!(number(&chosen["nmse"]) < number(&once["nmse"]));
 
     let coded = |selection: &str| -> Vec<String> {
         let report = sandbox.run(&format!("compress clip --bits 4 {selection} --dry-run --json")).json();
@@ -716,7 +733,7 @@ fn seek_points_are_counted_and_verified() {
         Tensor::random("layers.1.bias", DType::F16, &[64], 3),
     ];
     sandbox.model("model", &[("model.safetensors", None, tensors)], &[("config.json", "{}")]);
-    for codec in ["identity", "hadamard"] {
+    for codec in ["identity", "hadamard --everywhere"] {
         let line = format!("compress model --bits 4 --codec {codec} --json --force");
         let without = sandbox.run(&format!("{line} -o without.nwc")).json();
         let with = sandbox.run(&format!("{line} -o with.nwc --seek-points 256")).json();
@@ -1035,6 +1052,7 @@ fn messages_about_options() {
             ("inspect good.nwc --jobs 1000000", &["--jobs"]),
             ("compress model --bits 4 -o a.nwc --quantizer trellis12", &["trellis12", "trellis16"]),
             ("compress model --bits 4 -o a.nwc --codec dct", &["dct", "hadamard"]),
+            ("compress model --bits 4 -o a.nwc --codec model/model.safetensors", &["network", "train"]),
             ("compress model --bits 4 -o a.nwc --seek-points 15", &["--seek-points", "16"]),
             ("compress model --bits 4 -o a.nwc --row-alpha 1.5", &["--row-alpha"]),
             ("compress model --bits 4 -o a.nwc --row-alpha nan", &["--row-alpha"]),

@@ -1,5 +1,6 @@
 //! Experiments on the encoder, kept like other measurements under `benches/results/`.
 
+use crate::quickstart::build_program_with;
 use crate::record;
 use crate::shell::{cargo, output, root};
 use anyhow::{Context, Result};
@@ -18,6 +19,8 @@ pub(crate) enum Subject {
     LowRank,
     /// Chunks of normalised weights, and levels of importance, as learned codecs would get them: seconds
     Preprocessing,
+    /// Learned, Hadamard and no synthesis, and codes chosen anew, on `$NWC_ASSETS`: about 10 minutes
+    Synthesis,
     /// What each choice of the encoder and each part of the file costs: about 2 minutes
     Overhead,
 }
@@ -28,6 +31,11 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
     if assets.is_none() {
         println!("set NWC_ASSETS to the folder with models/ to measure those too");
     }
+    if let Subject::Synthesis = subject {
+        let Some(assets) = assets else { return Ok(()) };
+        let results = record::Program(build_program_with("train")?).syntheses(&assets)?;
+        return record::write("synthesis", "cargo xtask experiment synthesis", &results);
+    }
     let svg = |name: &str| Some(root().join(format!("docs/{name}.svg")).display().to_string());
     let (name, paths) = match subject {
         Subject::Frontier => ("frontier", [svg("frontier"), assets]),
@@ -36,6 +44,7 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
         Subject::LowRank => ("low-rank", [assets, None]),
         Subject::Preprocessing => ("preprocessing", [assets, None]),
         Subject::Overhead => ("overhead", [assets, None]),
+        Subject::Synthesis => unreachable!("it was measured above"),
     };
     let fixed = ["run", "--release", "--quiet", "-p", "nwc-benches", "--example", "experiment", "--", name];
     let text = output(

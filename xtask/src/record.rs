@@ -23,8 +23,6 @@ pub(crate) enum Subject {
     Rd,
     /// The models of `$NWC_ASSETS`, at 3 and 4 bits
     Models,
-    /// The Hadamard synthesis against none, on a Gaussian matrix and models of `$NWC_ASSETS`: about 2 minutes
-    Hadamard,
     /// Instructions a weight of decoding on x86-64 and aarch64, under QEMU: about 5 minutes
     Instructions,
     /// Time and memory to compress 100 M weights, and decoding speed: about 3 minutes
@@ -41,15 +39,12 @@ pub(crate) fn record(subject: Subject) -> Result<()> {
     });
     let (name, results) = match subject {
         Subject::Rd => ("rd", program.rate_distortion()?),
-        Subject::Models | Subject::Hadamard => {
+        Subject::Models => {
             let Ok(assets) = std::env::var("NWC_ASSETS") else {
                 println!("skipped: set NWC_ASSETS to the folder with models/ to measure them");
                 return Ok(());
             };
-            match subject {
-                Subject::Models => ("models", program.models(&assets)?),
-                _ => ("hadamard", program.hadamard(&assets)?),
-            }
+            ("models", program.models(&assets)?)
         }
         Subject::Instructions => ("instructions", instructions::count()?),
         Subject::Speed => ("speed", program.speed()?),
@@ -59,7 +54,7 @@ pub(crate) fn record(subject: Subject) -> Result<()> {
     match subject {
         Subject::Rd => readme::put_table(&command_line, &sources_table(&results)?)?,
         Subject::Models => readme::put_table(&command_line, &models_table(&results)?)?,
-        Subject::Hadamard | Subject::Instructions | Subject::Speed | Subject::TrainPaper => {}
+        Subject::Instructions | Subject::Speed | Subject::TrainPaper => {}
     }
     write(name, &command_line, &results)
 }
@@ -137,7 +132,7 @@ fn machine() -> Result<String> {
     Ok(format!("{}, {cores} cores", model.trim_start_matches([' ', '\t', ':'])))
 }
 
-struct Program(String);
+pub(crate) struct Program(pub(crate) String);
 
 impl Program {
     fn json(&self, args: &[&str]) -> Result<Value> {
@@ -214,28 +209,62 @@ impl Program {
         Ok(Value::Array(rows))
     }
 
-    fn hadamard(&self, assets: &str) -> Result<Value> {
+    /// Light codecs, trained on all models but every fifth of their tensors.
+    fn light_codecs(&self, models: &[String]) -> Result<Vec<(&'static str, Vec<String>)>> {
+        let mut codecs = ["identity", "hadamard"].map(|name| (name, vec![name.to_owned(); 3])).to_vec();
+        for (profile, lambdas) in [("linear", &["100"][..]), ("compact", &["30", "100", "300"])] {
+            let mut files = Vec::new();
+            for lambda in lambdas {
+                let file = target_dir().join(format!("{profile}-{lambda}.safetensors")).display().to_string();
+                let how = ["-o", &file, "--profile", profile, "--lambda", lambda, "--force"];
+                let long = ["--steps", "3000", "--batch", "256"];
+                let models = models.iter().map(String::as_str);
+                let args: Vec<&str> = ["train"].into_iter().chain(models).chain(how).chain(long).collect();
+                self.json(&args)?;
+                files.push(file);
+            }
+            files.resize(3, files[0].clone());
+            codecs.push((profile, files));
+        }
+        Ok(codecs)
+    }
+
+    /// Each codec on each source at each rate: where it saves bits, and everywhere, and with indices that are chosen anew.
+    pub(crate) fn syntheses(&self, assets: &str) -> Result<Value> {
+        let names = ["clip-mini", "clip-cifar", "siglip-cifar", "llama-tiny", "qwen3-tiny", "mixtral-tiny"];
+        let models = names.map(|name| format!("{assets}/models/{name}"));
+        let codecs = self.light_codecs(&models)?;
         let mut rows = Vec::new();
-        let models = ["clip-mini", "clip-cifar"].map(|model| (model, format!("{assets}/models/{model}")));
-        for bits in ["3", "4"] {
-            for (name, path) in
-                [("gaussian", None)].into_iter().chain(models.iter().map(|(m, p)| (*m, Some(p))))
-            {
-                let mut factors = Vec::new();
-                for codec in ["identity", "hadamard"] {
-                    let what = path.map_or(vec!["--source", name], |path| vec![path.as_str()]);
-                    let args = [vec!["bench", "rd", "--bits", bits, "--codec", codec], what].concat();
-                    let mut row = self.json(&args)?;
-                    factors.push(row["nmse_times_4r"].as_f64().context("no nMSE")?);
-                    row["what"] = json!(name);
-                    row["bits"] = json!(bits);
-                    row["codec"] = json!(codec);
-                    rows.push(row);
+        let sources = ["gaussian", "laplace"].map(|name| (name, vec!["--source", name]));
+        let models = names.iter().zip(&models).map(|(name, path)| (*name, vec![path.as_str()]));
+        for (name, what) in sources.into_iter().chain(models) {
+            for (number, bits) in ["2", "3", "4"].into_iter().enumerate() {
+                let mut identity = None;
+                for (codec, files) in &codecs {
+                    for how in [&[][..], &["--everywhere"], &["--everywhere", "--optimise-codes", "3"]] {
+                        if *codec == "identity" && !how.is_empty() {
+                            continue;
+                        }
+                        let rate = ["bench", "rd", "--bits", bits, "--codec", &files[number]];
+                        let rd = self.json(&[&rate, how, &what].concat())?;
+                        let factor = rd["nmse_times_4r"].as_f64().context("no nMSE")?;
+                        let lost = 0.5 * (factor / *identity.get_or_insert(factor)).log2();
+                        println!(
+                            "{name:<12} {bits} bits {codec:<9} {:<35} {lost:+.4} bits a weight",
+                            how.join(" ")
+                        );
+                        rows.push(json!({
+                            "source": name,
+                            "bits": bits,
+                            "codec": codec,
+                            "everywhere": !how.is_empty(),
+                            "codes_optimised": how.len() > 1,
+                            "bits_per_weight": rd["bits_per_weight"],
+                            "nmse": rd["nmse"],
+                            "bits_lost_against_identity": lost,
+                        }));
+                    }
                 }
-                println!(
-                    "{name:<11} {bits} bits: nMSE*4^R {:.4} identity, {:.4} hadamard",
-                    factors[0], factors[1]
-                );
             }
         }
         Ok(Value::Array(rows))

@@ -62,9 +62,12 @@ pub struct CodingArgs {
     /// scalar, or trellis8 .. trellis256 by number of states
     #[arg(long, default_value = DEFAULT_QUANTISER, value_name = "NAME")]
     pub quantizer: String,
-    /// How indices become weights: identity; hadamard (a transform down each column); default (that, where it saves bits); or a file that `train` wrote
+    /// How indices become weights: identity, hadamard (a transform down each column), or a file that `train` wrote; default is hadamard. All but identity only where they save bits
     #[arg(long, default_value = "default", value_name = "NAME or FILE")]
     pub codec: String,
+    /// Transform all tensors, also where that saves nothing: to measure
+    #[arg(long)]
+    pub everywhere: bool,
     /// Times that indices are chosen anew, after what the decoder would make of them, where weights are transformed
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub optimise_codes: usize,
@@ -129,7 +132,7 @@ impl CodingArgs {
             "default" | "hadamard" => Transform::Hadamard,
             file => codec_file::open(Path::new(file))?,
         };
-        let tuning = Tuning { transform_always: self.codec == "hadamard", ..Tuning::default() };
+        let tuning = Tuning { transform_always: self.everywhere, ..Tuning::default() };
         if !(0.0..=1.0).contains(&self.row_alpha) {
             return Err(Error::input(format!("--row-alpha {} is out of range", self.row_alpha))
                 .remedy("give a power from 0 (all rows one step) to 1 (rows normalised)"));
