@@ -241,8 +241,8 @@ impl Decoder {
             return Err(Error::Usage(format!("the tensor is {matrices} matrices; products take one")));
         }
         let (name, kept) = match (batch, record.transposed != 0, record.synthesis) {
-            (_, false, synthesis::HADAMARD | synthesis::LINEAR) => ("nwc_gemm_16_linear", 16),
-            (_, true, synthesis::HADAMARD | synthesis::LINEAR) => ("nwc_gemm_16_transposed_linear", 16),
+            (_, false, synthesis::LINEAR) => ("nwc_gemm_16_linear", 16),
+            (_, true, synthesis::LINEAR) => ("nwc_gemm_16_transposed_linear", 16),
             (_, false, synthesis::LAYERS) => ("nwc_gemm_16_layers", 16),
             (_, true, synthesis::LAYERS) => ("nwc_gemm_16_transposed_layers", 16),
             (1, false, _) => ("nwc_gemm_1", 1),
@@ -253,7 +253,7 @@ impl Decoder {
             (_, true, _) => ("nwc_gemm_16_transposed", 16),
         };
         let several = record.transposed == 0 && !self.is_one_wave(&[tensor]);
-        let (module, shape) = if record.synthesis != synthesis::IDENTITY {
+        let (module, shape) = if record.synthesis >= synthesis::LINEAR {
             (self.for_transforms()?, TRANSFORM)
         } else if several {
             (&self.for_products, PRODUCT)

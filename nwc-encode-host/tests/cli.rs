@@ -466,7 +466,8 @@ fn quantizers_and_selections_do_what_they_say() {
 
     // A learned synthesis in a file, with and without indices that are chosen anew.
     let network = network(&[24]);
-    let tensor = Tensor { name: "network".to_owned(), dtype: DType::U8, shape: vec![network.len()], bytes: network };
+    let tensor =
+        Tensor { name: "network".to_owned(), dtype: DType::U8, shape: vec![network.len()], bytes: network };
     sandbox.model("codec", &[("codec.safetensors", None, vec![tensor])], &[]);
     let line = "compress clip --bits 3 --codec codec/codec.safetensors --everywhere --json";
     let once = sandbox.run(&format!("{line} -o learned.nwc")).json();

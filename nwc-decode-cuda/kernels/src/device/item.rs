@@ -174,7 +174,8 @@ pub(crate) unsafe fn decode<const TRANSFORM: u32>(
     let Place { tensor, .. } = place;
     // SAFETY: by the caller.
     unsafe {
-        if tensor.trellis == USUAL_TRELLIS && tensor.low_bits == USUAL_LOW_BITS {
+        let usual = tensor.trellis == USUAL_TRELLIS && tensor.low_bits == USUAL_LOW_BITS;
+        if usual && (TRANSFORM != NONE || tensor.synthesis == synthesis::IDENTITY) {
             decode_rows::<true, TRANSFORM>(place, walk, idle, sink)
         } else {
             decode_rows::<false, TRANSFORM>(place, walk, idle, sink)
@@ -182,7 +183,7 @@ pub(crate) unsafe fn decode<const TRANSFORM: u32>(
     }
 }
 
-/// No transform: indices are weights.
+/// None, or Hadamard, though not as fast as it could be.
 pub(crate) const NONE: u32 = 0;
 /// A transform without hidden layers, or none.
 pub(crate) const LINEAR: u32 = 1;
@@ -251,12 +252,14 @@ impl<S: Sink> Work<'_, S> {
                 sink.skip(place, row);
             } else {
                 let bytes = walk.chunk::<USUAL>(place, row, is_odd);
-                let synthesis = if TRANSFORM == NONE { synthesis::IDENTITY } else { place.tensor.synthesis };
+                let synthesis =
+                    if USUAL && TRANSFORM == NONE { synthesis::IDENTITY } else { place.tensor.synthesis };
                 let low_bits = if USUAL { USUAL_LOW_BITS } else { place.tensor.low_bits };
                 if is_careful {
                     let indices = walk.careful(place, row, bytes);
                     let rows = place.item.rows - row;
-                    let latents = if synthesis < synthesis::LINEAR || rows < CHUNK as u32 {
+                    let latents = if TRANSFORM == NONE || synthesis < synthesis::LINEAR || rows < CHUNK as u32
+                    {
                         lane::synthesise(&place.tensor, indices, rows)
                     } else if TRANSFORM == LINEAR {
                         network::<false>(place, sink.scratch()).of_indices(indices)
@@ -267,7 +270,7 @@ impl<S: Sink> Work<'_, S> {
                 } else if synthesis == synthesis::IDENTITY {
                     sink.bytes(place, row, bytes);
                 } else {
-                    let latents = if synthesis == synthesis::HADAMARD {
+                    let latents = if TRANSFORM == NONE || synthesis == synthesis::HADAMARD {
                         lane::synthesise(&place.tensor, lane::by_rows(bytes, low_bits), CHUNK as u32)
                     } else if TRANSFORM == LINEAR {
                         network::<false>(place, sink.scratch()).of_bytes(bytes, lane::unit_bits(low_bits))

@@ -212,6 +212,7 @@ impl<const HIDDEN: bool> Network<HIDDEN> {
         unsafe {
             let low = self.to_half([a, c]);
             let high = self.to_half([b, d]);
+            sync_warp(); // the scratch is somebody else's now
             let upper = self.lane >= 16;
             let row = |row: usize| if upper { high[row / 4][row % 4] } else { low[row / 4][row % 4] };
             rows!(ROW => row(ROW).to_bits().cast_signed())
