@@ -337,10 +337,11 @@ mod tests {
         let synthesis = Synthesis::Learned(network);
         synthesis.apply(&mut chunk, CHUNK_ROWS);
         assert_eq!(synthesis.fraction_bits(), 6);
-        for j in 0..CHUNK_ROWS {
-            for lane in 0..MAX_LANES {
-                let sum: i32 = (0..CHUNK_ROWS).map(|k| i32::from(entry(j, k)) * before[k][lane]).sum();
-                assert_eq!(chunk[j][lane], sum, "row {j}, lane {lane}");
+        for (j, row) in chunk.iter().enumerate() {
+            for (lane, &latent) in row.iter().enumerate() {
+                let sum: i32 =
+                    before.iter().enumerate().map(|(k, row)| i32::from(entry(j, k)) * row[lane]).sum();
+                assert_eq!(latent, sum, "row {j}, lane {lane}");
             }
         }
         let mut partial = before;
@@ -359,7 +360,7 @@ mod tests {
             output
         });
         let network = Network::new(&bytes).unwrap();
-        assert_eq!(network.multiplications(), 16 + (16 + 2 + 32 + 15) / 16);
+        assert_eq!(network.multiplications(), 16 + usize::div_ceil(16 + 2 + 32, 16));
         for (a, b) in
             [(0, 0), (1, 0), (1, 1), (-1, 0), (3, 4), (5, 5), (200, -128), (-70_000, 127), (1_000, 0)]
         {

@@ -77,62 +77,80 @@ impl Parts {
 /// The latents of a whole chunk, one lane's: slow, and the same on every processor.
 pub fn latents(memory: &impl Memory, at: u32, indices: &[i32; CHUNK]) -> [i32; CHUNK] {
     let parts = Parts::new(memory.word(at));
-    let word = |place: u32| memory.word(at + 4 * (HEAD + place));
-    // The weight of a unit for an input, in fragments of `inputs` / 16 side by side for each eight units.
-    let weight = |first: u32, inputs: usize, unit: usize, input: usize| {
-        let fragment = unit / UNITS * (inputs / INPUTS) + input / INPUTS;
-        let thread = unit % UNITS * 4 + input % INPUTS / 4;
-        (word(first + fragment as u32 * FRAGMENT + thread as u32) >> (input % 4 * 8)) as i8
-    };
-    let mut latents = [0i32; CHUNK];
+    let network = Portable { memory, at: at + 4 * HEAD };
+    let inputs = |limit: fn(i32) -> i32| (0..INPUTS).map(move |input| (input, limit(indices[row_of(input)])));
+    let mut latents = [0; CHUNK];
     for (unit, latent) in latents.iter_mut().enumerate() {
-        for input in 0..INPUTS {
-            let product = i32::from(weight(0, INPUTS, unit, input)).wrapping_mul(indices[row_of(input)]);
-            *latent = latent.wrapping_add(product);
-        }
+        *latent = network.product(0, unit, 1, inputs(|index| index));
     }
     if parts.blocks[0] == 0 {
         return latents;
     }
-    // By unit of a block.
-    let mut active = [[0i32; BLOCK]; 2];
-    for block in 0..parts.blocks[0].min(2) {
-        let first = parts.first(block);
-        for unit in 0..BLOCK {
-            let mut sum = word(first + unit as u32).cast_signed();
-            for input in 0..INPUTS {
-                let index = indices[row_of(input)].clamp(-128, 127);
-                sum += i32::from(weight(first + BIASES, INPUTS, unit, input)) * index;
-            }
-            active[block as usize][unit] = (sum >> parts.shifts[0]).clamp(0, 127);
+    let active = |sum: i32, layer: usize| (sum >> parts.shifts[layer]).clamp(0, 127);
+    // The units of a block of the layer before are inputs of the next, in an order of their own.
+    let of_block = |block: &[i32; BLOCK]| {
+        let mut inputs = [(0, 0); BLOCK];
+        inputs.iter_mut().zip(block).enumerate().for_each(|(unit, (input, &y))| *input = (input_of(unit), y));
+        inputs.into_iter()
+    };
+    let mut last = [[0; BLOCK]; 2];
+    for (number, block) in (0..parts.blocks[0]).zip(&mut last) {
+        let first = parts.first(number);
+        for (unit, y) in block.iter_mut().enumerate() {
+            let products = network.product(first + BIASES, unit, 1, inputs(|index| index.clamp(-128, 127)));
+            *y = active(network.word(first + unit as u32).cast_signed() + products, 0);
         }
     }
-    let mut last = parts.blocks[0].min(2);
     if parts.blocks[1] > 0 {
-        let before = active;
-        active = [[0; BLOCK]; 2];
-        for block in 0..parts.blocks[1].min(2) {
-            let first = parts.second(block);
-            for unit in 0..BLOCK {
-                let mut sum = word(first + unit as u32).cast_signed();
-                for from in 0..last {
-                    for input in 0..BLOCK {
-                        let weight = weight(first + BIASES + from * SECOND, BLOCK, unit, input_of(input));
-                        sum += i32::from(weight) * before[from as usize][input];
-                    }
+        let before = last;
+        last = [[0; BLOCK]; 2];
+        for (number, block) in (0..parts.blocks[1]).zip(&mut last) {
+            let first = parts.second(number);
+            for (unit, y) in block.iter_mut().enumerate() {
+                let mut sum = network.word(first + unit as u32).cast_signed();
+                for (from, before) in (0..parts.blocks[0]).zip(&before) {
+                    sum += network.product(first + BIASES + from * SECOND, unit, 2, of_block(before));
                 }
-                active[block as usize][unit] = (sum >> parts.shifts[1]).clamp(0, 127);
+                *y = active(sum, 1);
             }
         }
-        last = parts.blocks[1].min(2);
     }
-    for block in 0..last {
+    let blocks = if parts.blocks[1] > 0 { parts.blocks[1] } else { parts.blocks[0] };
+    for (number, block) in (0..blocks).zip(&last) {
         for (unit, latent) in latents.iter_mut().enumerate() {
-            for input in 0..BLOCK {
-                let weight = weight(parts.output(block), BLOCK, unit, input_of(input));
-                *latent = latent.wrapping_add(i32::from(weight) * active[block as usize][input]);
-            }
+            let products = network.product(parts.output(number), unit, 2, of_block(block));
+            *latent = latent.wrapping_add(products);
         }
     }
     latents
+}
+
+/// A network in any memory.
+struct Portable<'m, M> {
+    memory: &'m M,
+    /// Where its fragments begin, in bytes.
+    at: u32,
+}
+
+impl<M: Memory> Portable<'_, M> {
+    fn word(&self, place: u32) -> u32 {
+        self.memory.word(self.at + 4 * place)
+    }
+
+    /// The sum of a unit's weights times inputs, by number; the weights are in fragments from a place on, `beside` of them side by side for each eight units.
+    fn product(
+        &self,
+        first: u32,
+        unit: usize,
+        beside: usize,
+        inputs: impl Iterator<Item = (usize, i32)>,
+    ) -> i32 {
+        let weight = |input: usize| {
+            let fragment = unit / UNITS * beside + input / INPUTS;
+            let thread = unit % UNITS * 4 + input % INPUTS / 4;
+            let word = self.word(first + fragment as u32 * FRAGMENT + thread as u32);
+            i32::from((word >> (input % 4 * 8)) as i8)
+        };
+        inputs.fold(0, |sum, (input, value)| sum.wrapping_add(weight(input).wrapping_mul(value)))
+    }
 }

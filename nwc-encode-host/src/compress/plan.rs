@@ -328,7 +328,7 @@ impl Trial<'_> {
         let (least, largest) = plan.class_range();
         let classes = (largest - least + 1) as usize;
         let spread = |class: usize| {
-            ((least + class as i32) as f64 * self.spacing.0 - f64::from(self.rate_step) / OCTAVE).exp2()
+            (f64::from(least + class as i32) * self.spacing.0 - f64::from(self.rate_step) / OCTAVE).exp2()
         };
         let step = self.quantiser.spacing();
         let reach = (6.0 * spread(classes - 1) / step).ceil().clamp(2.0, 2000.0) as i32;
