@@ -158,8 +158,9 @@ fn principal_axes<const N: usize>(mut matrix: [[f64; N]; N]) -> [[f64; N]; N] {
                 for row in matrix.iter_mut().chain(&mut axes) {
                     (row[p], row[q]) = rotate(row[p], row[q]);
                 }
-                for column in 0..N {
-                    (matrix[p][column], matrix[q][column]) = rotate(matrix[p][column], matrix[q][column]);
+                let [first, second] = matrix.get_disjoint_mut([p, q]).expect("they differ");
+                for (a, b) in first.iter_mut().zip(second) {
+                    (*a, *b) = rotate(*a, *b);
                 }
             }
         }
