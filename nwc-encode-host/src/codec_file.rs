@@ -1,6 +1,6 @@
 //! Codecs in files: what `train` writes and `compress --codec` takes.
 //!
-//! A .safetensors file whose tensor `network` (U8, [bytes]) is the stored form of a learned synthesis (docs/bitstream.md §9.3). What else is in it, such as the weights it was rounded from, is of no
+//! A .safetensors file whose tensor `network` (U8, `[bytes]`) is the stored form of a learned synthesis (docs/bitstream.md §9.3). What else is in it, such as the weights it was rounded from, is of no
 //! concern here.
 
 use std::path::Path;

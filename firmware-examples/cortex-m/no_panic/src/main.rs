@@ -13,8 +13,8 @@ use core::panic::PanicInfo;
 use half::{bf16, f16};
 use nwc_decode_core::{
     Attachment, Checks, Chunk, Codec, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Geometry,
-    Limits, MAX_LANES, Name, Network, RowEngine, RowValue, Rows, Scratch, ScratchSize, SectionKind, SeekPoint,
-    SideTable, Synthesis, Table, Tables, Tensor, Tile, TileDecoder, frequencies, scale,
+    Limits, MAX_LANES, Name, Network, RowEngine, RowValue, Rows, Scratch, ScratchSize, SectionKind,
+    SeekPoint, SideTable, Synthesis, Table, Tables, Tensor, Tile, TileDecoder, frequencies, scale,
 };
 
 unsafe extern "C" {
