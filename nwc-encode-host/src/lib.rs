@@ -6,12 +6,12 @@
 //! ```
 //! use nwc_encode_host::compress::{Settings, Target, compress};
 //! use nwc_encode_host::progress::Silent;
+//! use nwc_encode_host::synthetic::Source;
 //! use nwc_encode_host::tensors::OwnedTensors;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let mut model = OwnedTensors::default();
-//! let weights: Vec<f32> = (0..65_536).map(|i| ((i * 7919 % 65_521) as f32 / 65_521.0 - 0.5) * 0.1).collect();
-//! model.push_f32("layer.weight", &[256, 256], &weights);
+//! model.push_f32("layer.weight", &[256, 256], &Source::Gaussian.matrix(256, 256, 1));
 //!
 //! let mut file = tempfile::tempfile()?;
 //! let report = compress(&model, Vec::new(), &Settings::new(Target::Bits(4.0)), &Silent, &mut file)?;
