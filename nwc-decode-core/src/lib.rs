@@ -130,7 +130,7 @@ pub use rans::RowValue;
 pub use remote::{ReadAt, RemoteDecoder, RemoteTensor, RemoteTile, WINDOW_BYTES};
 pub use scale::{SCALE_CODE_MAX, SCALE_CODE_MIN, scale};
 pub use seek::SeekPoints;
-pub use synthesis::{Network, Synthesis};
+pub use synthesis::{Network, NetworkLayer, NetworkParts, Synthesis};
 pub use tables::{MAX_LEVEL, Scratch, ScratchSize, Table, Tables, frequencies};
 pub use tile::{CHUNK_ROWS, Chunk, MAX_LANES, SeekPoint, TileDecoder};
 

@@ -44,7 +44,7 @@ impl<'a> Synthesis<'a> {
     pub fn apply(self, chunk: &mut [[i32; MAX_LANES]; CHUNK_ROWS], rows: usize) {
         match self {
             Self::Hadamard if rows == CHUNK_ROWS => hadamard(chunk),
-            Self::Learned(network) if rows == CHUNK_ROWS => network.apply(chunk),
+            Self::Learned(network) if rows == CHUNK_ROWS => network.parts().apply(chunk),
             _ => {
                 let places = self.fraction_bits();
                 if places > 0 {
@@ -84,17 +84,20 @@ const MAX_ACTIVATION: i32 = 127;
 /// Lanes that are computed together: a vector of most processors, and few enough that activations fit a small stack.
 const ABREAST: usize = 8;
 
-/// A hidden layer; one without units is none.
+/// A hidden layer of a [`Network`]; one without units is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Layer<'a> {
-    shift: u32,
-    biases: &'a [[u8; 2]],
-    /// A row for each unit, one weight for each input.
-    weights: &'a [u8],
-    inputs: usize,
+pub struct NetworkLayer<'a> {
+    /// Bits that sums are shifted down by.
+    pub shift: u32,
+    /// An i16 for each unit, little-endian.
+    pub biases: &'a [[u8; 2]],
+    /// A row for each unit, one i8 for each input.
+    pub weights: &'a [u8],
+    /// Number of inputs.
+    pub inputs: usize,
 }
 
-impl<'a> Layer<'a> {
+impl<'a> NetworkLayer<'a> {
     const NONE: Self = Self { shift: 0, biases: &[], weights: &[], inputs: 0 };
 
     fn read(reader: &mut Reader<'a>, inputs: usize) -> Option<Self> {
@@ -121,21 +124,24 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// What the stored form of a [`Network`] says.
-struct Parts<'a> {
-    places: u32,
-    /// `[output][input]`, two's complement.
-    matrix: &'a [[u8; CHUNK_ROWS]; CHUNK_ROWS],
-    hidden: [Layer<'a>; MAX_LAYERS],
-    /// [`CHUNK_ROWS`] rows of the last hidden layer's width.
-    output: &'a [u8],
+/// What the stored form of a [`Network`] says (§9.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkParts<'a> {
+    /// Binary places of its outputs.
+    pub places: u32,
+    /// `[output][input]`, an i8 each.
+    pub matrix: &'a [[u8; CHUNK_ROWS]; CHUNK_ROWS],
+    /// The hidden layers, from the inputs on; those that it lacks have no units.
+    pub hidden: [NetworkLayer<'a>; MAX_LAYERS],
+    /// [`CHUNK_ROWS`] rows of an i8 for each unit of the last hidden layer; empty if there is none.
+    pub output: &'a [u8],
 }
 
 impl<'a> Network<'a> {
     /// Reads and checks the stored form.
     fn read(reader: &mut Reader<'a>) -> Option<Self> {
         let all = reader.rest;
-        let Parts { places, matrix, .. } = Parts::read(reader)?;
+        let NetworkParts { places, matrix, .. } = NetworkParts::read(reader)?;
         // As Hadamard's: no latent is larger than four times the largest index.
         let gain = |row: &[u8; CHUNK_ROWS]| {
             row.iter().fold(0u32, |sum, &entry| sum.wrapping_add(num::sign_extend_8(entry).unsigned_abs()))
@@ -153,27 +159,28 @@ impl<'a> Network<'a> {
         reader.rest.is_empty().then_some(network)
     }
 
-    /// The stored form.
-    pub const fn stored(&self) -> &'a [u8] {
-        self.stored
+    /// What it consists of.
+    pub fn parts(&self) -> NetworkParts<'a> {
+        // It was read before, when it was checked.
+        NetworkParts::read(&mut Reader::new(self.stored)).unwrap_or(NetworkParts::NOTHING)
     }
 
     /// Multiplications of integers for each weight.
     pub fn multiplications(&self) -> usize {
-        let Some(Parts { hidden, output, .. }) = Parts::read(&mut Reader::new(self.stored)) else { return 0 };
+        let NetworkParts { hidden, output, .. } = self.parts();
         let of_layers: usize = hidden.iter().map(|layer| layer.weights.len()).sum();
         CHUNK_ROWS.wrapping_add(of_layers.wrapping_add(output.len()).div_ceil(CHUNK_ROWS))
     }
-
-    fn apply(self, chunk: &mut [[i32; MAX_LANES]; CHUNK_ROWS]) {
-        // It was read before, when it was checked.
-        if let Some(parts) = Parts::read(&mut Reader::new(self.stored)) {
-            parts.apply(chunk);
-        }
-    }
 }
 
-impl<'a> Parts<'a> {
+impl<'a> NetworkParts<'a> {
+    const NOTHING: Self = Self {
+        places: 0,
+        matrix: &[[0; CHUNK_ROWS]; CHUNK_ROWS],
+        hidden: [NetworkLayer::NONE; MAX_LAYERS],
+        output: &[],
+    };
+
     fn read(reader: &mut Reader<'a>) -> Option<Self> {
         let places = u32::from(reader.u8()?);
         let (rows, _) = reader.take(CHUNK_ROWS.wrapping_mul(CHUNK_ROWS))?.as_chunks::<CHUNK_ROWS>();
@@ -182,10 +189,10 @@ impl<'a> Parts<'a> {
         if layers > MAX_LAYERS {
             return None;
         }
-        let mut hidden = [Layer::NONE; MAX_LAYERS];
+        let mut hidden = [NetworkLayer::NONE; MAX_LAYERS];
         let mut width = CHUNK_ROWS;
         for layer in hidden.iter_mut().take(layers) {
-            *layer = Layer::read(reader, width)?;
+            *layer = NetworkLayer::read(reader, width)?;
             width = layer.biases.len();
         }
         let output = if layers == 0 { &[] } else { reader.take(width.wrapping_mul(CHUNK_ROWS))? };
@@ -330,7 +337,10 @@ mod tests {
         let entry = |j: usize, k: usize| ((j * 5 + k * 3) % 7) as i8 - 3;
         let bytes = stored(6, entry, &[], &[]);
         let network = Network::new(&bytes).unwrap();
-        assert_eq!((network.stored(), network.multiplications()), (&bytes[..], 16));
+        assert_eq!(
+            (network.parts().places, network.parts().output, network.multiplications()),
+            (6, &[][..], 16)
+        );
         let before: [[i32; MAX_LANES]; CHUNK_ROWS] =
             std::array::from_fn(|r| std::array::from_fn(|lane| (r * 37 + lane * 11) as i32 % 65_536 - 900));
         let mut chunk = before;

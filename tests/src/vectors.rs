@@ -754,21 +754,34 @@ fn hadamard() -> File {
         ("ties", 2, F16, -25 * 512),
         ("least.half", 2, BF16, -64512),
     ] {
-        let coded = Coded { codec, lanes: 4, per_lane: 2, step, ..Coded::plain(33, 6) };
-        let tables = file.codecs[usize::from(codec)].clone();
-        let mut content = coded.random(&[33, 6], &tables, 3, &mut rng);
-        if name != "ties" {
-            let extremes = [i16::MIN, i16::MAX, -32767, 32766, -4, 4, 255, -256];
-            for (place, value) in content.values.iter_mut().enumerate().filter(|(place, _)| place % 5 < 3) {
-                *value = i32::from(extremes[place % extremes.len()]);
-            }
-        }
-        // A chunk of which all are the least index: the sum of the largest magnitude.
-        content.values[..16 * 6].iter_mut().step_by(6).for_each(|value| *value = i32::from(i16::MIN));
-        let coded = coded.with(&[33, 6], &tables, &content);
-        file.coded(name, dtype, &[33, 6], coded);
+        let extremes: &[i16] = if name == "ties" { &[] } else { &EXTREMES };
+        of_extremes(&mut file, name, dtype, (codec, step), extremes, &mut rng);
     }
     file
+}
+
+/// Values of indices as large as they can be, and others around the ends of bytes.
+const EXTREMES: [i16; 8] = [i16::MIN, i16::MAX, -32767, 32766, -4, 4, 255, -256];
+
+/// Adds a tensor with two whole chunks of rows and one row more, three of five values from `extremes`, if there are any; and a chunk of which all are the least index, whose sum has the
+/// largest magnitude.
+fn of_extremes(
+    file: &mut File,
+    name: &str,
+    dtype: u8,
+    (codec, step): (u8, i64),
+    extremes: &[i16],
+    rng: &mut Rng,
+) {
+    let coded = Coded { codec, lanes: 4, per_lane: 2, step, ..Coded::plain(33, 6) };
+    let tables = file.codecs[usize::from(codec)].clone();
+    let mut content = coded.random(&[33, 6], &tables, 3, rng);
+    for (place, value) in content.values.iter_mut().enumerate().filter(|(place, _)| place % 5 < 3) {
+        *value = extremes.get(place % extremes.len().max(1)).map_or(*value, |&extreme| i32::from(extreme));
+    }
+    content.values[..16 * 6].iter_mut().step_by(6).for_each(|value| *value = i32::from(i16::MIN));
+    let coded = coded.with(&[33, 6], &tables, &content);
+    file.coded(name, dtype, &[33, 6], coded);
 }
 
 /// A stored network (§9.3) of random weights, with layers of these widths.
@@ -837,16 +850,8 @@ fn learned() -> File {
         let direct = Coded { view: 4, codec, lanes: 3, per_lane: 2, step: -3000, ..Coded::plain(33, 5) };
         file.random(&format!("codec{codec}.direct"), F32, &[33, 5], direct, 18, &mut rng);
         if codec % 2 == 1 {
-            let coded = Coded { codec, lanes: 4, per_lane: 2, step: -2560, ..Coded::plain(33, 6) };
-            let tables = file.codecs[usize::from(codec)].clone();
-            let mut content = coded.random(&[33, 6], &tables, 3, &mut rng);
-            let extremes = [i16::MIN, i16::MAX, -32767, 32766, -4, 4, 255, -256];
-            for (place, value) in content.values.iter_mut().enumerate().filter(|(place, _)| place % 5 < 3) {
-                *value = i32::from(extremes[place % extremes.len()]);
-            }
-            content.values[..16 * 6].iter_mut().step_by(6).for_each(|value| *value = i32::from(i16::MIN));
-            let coded = coded.with(&[33, 6], &tables, &content);
-            file.coded(&format!("codec{codec}.extremes"), F32, &[33, 6], coded);
+            let name = format!("codec{codec}.extremes");
+            of_extremes(&mut file, &name, F32, (codec, -2560), &EXTREMES, &mut rng);
         }
     }
     file

@@ -45,12 +45,9 @@ impl Learned {
 impl Transform {
     /// The transform of a synthesis in its stored form (docs/bitstream.md §9.3); `None` if it breaks the rules there, or if its matrix has no inverse.
     pub fn learned(stored: Vec<u8>) -> Option<Self> {
-        let network = Network::new(&stored)?;
-        let places = Synthesis::Learned(network).fraction_bits();
-        let unit = f64::from(1u32 << places).recip();
-        let entry = |j: usize, k: usize| f64::from(stored[1 + CHUNK_ROWS * j + k].cast_signed()) * unit;
-        let matrix: [[f64; CHUNK_ROWS]; CHUNK_ROWS] =
-            std::array::from_fn(|j| std::array::from_fn(|k| entry(j, k)));
+        let parts = Network::new(&stored)?.parts();
+        let unit = f64::from(1u32 << parts.places).recip();
+        let matrix = parts.matrix.map(|row| row.map(|entry| f64::from(entry.cast_signed()) * unit));
         let inverse = inverse(matrix)?;
         let narrow = |matrix: [[f64; CHUNK_ROWS]; CHUNK_ROWS]| matrix.map(|row| row.map(|x| x as f32));
         Some(Self::Learned(Arc::new(Learned { matrix: narrow(matrix), inverse: narrow(inverse), stored })))
@@ -96,10 +93,11 @@ impl Transform {
             Self::Hadamard => chunks.for_each(hadamard),
             Self::Learned(learned) => {
                 let network = learned.network();
+                let rounds = if self.has_layers() { HIDDEN_ROUNDS } else { 0 };
                 chunks.for_each(|chunk| {
                     let weights = *chunk;
                     *chunk = multiply(&learned.inverse, &weights);
-                    for _ in 0..if self.has_layers() { HIDDEN_ROUNDS } else { 0 } {
+                    for _ in 0..rounds {
                         // What the matrix must make is the weights less what the hidden layers add at the nearest indices.
                         let indices =
                             chunk.map(|row| row.map(|x| x.round_ties_even().clamp(-65_536.0, 65_535.0)));

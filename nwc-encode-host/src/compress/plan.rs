@@ -174,12 +174,6 @@ impl TensorPlan {
         if transformed.row_class.iter().all(|&class| class == 0) {
             transformed.row_class.clear();
         }
-        let side = |plan: &Self| {
-            let mut counts = Counts::default();
-            plan.row_class.iter().for_each(|&class| counts.add(i32::from(class)));
-            let streams = if plan.has_row_streams() { ROW_STREAM_BITS * bands(&plan.view) } else { 0.0 };
-            (counts.entropy() * counts.total() as f64 + streams) / plan.view.elements() as f64
-        };
         if always {
             return transformed;
         }
@@ -191,6 +185,12 @@ impl TensorPlan {
         if !transform.has_layers() && all - mean < least {
             return self;
         }
+        let side = |plan: &Self| {
+            let mut counts = Counts::default();
+            plan.row_class.iter().for_each(|&class| counts.add(i32::from(class)));
+            let streams = if plan.has_row_streams() { ROW_STREAM_BITS * bands(&plan.view) } else { 0.0 };
+            (counts.entropy() * counts.total() as f64 + streams) / plan.view.elements() as f64
+        };
         let bits = |plan: &Self| trial.bits(plan, weights) + side(plan);
         let saved = bits(&self) - bits(&transformed);
         transformed.saved = saved * self.view.elements() as f64;
@@ -291,6 +291,11 @@ impl Trial<'_> {
     const SPREADS: usize = 1 << 17;
     const SEARCHED: usize = 1 << 15;
 
+    /// How large weights of a class are next to their step, in octaves.
+    fn octaves(&self, class: i32) -> f64 {
+        f64::from(class) * self.spacing.0 - f64::from(self.rate_step) / OCTAVE
+    }
+
     /// Some of a tensor's groups, evenly spread.
     fn groups(coder: &TensorCoder<'_>, weights: usize) -> Vec<Group> {
         let groups: Vec<Group> = (0..coder.plan.tiles()).flat_map(|tile| coder.tile_groups(tile)).collect();
@@ -310,9 +315,8 @@ impl Trial<'_> {
             for (row, latents) in latents.chunks_exact(LANES).take(chunked(group.rows)).enumerate() {
                 let more = row_class.get(row).copied().unwrap_or(0);
                 for (latent, class) in latents.iter().zip(&column_class).take(group.lanes) {
-                    let octaves =
-                        f64::from(class + more) * self.spacing.0 - f64::from(self.rate_step) / OCTAVE;
-                    energy[row % CHUNK_ROWS] += (f64::from(*latent) * (-octaves).exp2()).powi(2);
+                    let inverse = (-self.octaves(class + more)).exp2();
+                    energy[row % CHUNK_ROWS] += (f64::from(*latent) * inverse).powi(2);
                 }
             }
             count += group.rows / CHUNK_ROWS * group.lanes;
@@ -327,9 +331,7 @@ impl Trial<'_> {
     fn bits(&self, plan: &TensorPlan, weights: &[f32]) -> f64 {
         let (least, largest) = plan.class_range();
         let classes = (largest - least + 1) as usize;
-        let spread = |class: usize| {
-            (f64::from(least + class as i32) * self.spacing.0 - f64::from(self.rate_step) / OCTAVE).exp2()
-        };
+        let spread = |class: usize| self.octaves(least + class as i32).exp2();
         let step = self.quantiser.spacing();
         let reach = (6.0 * spread(classes - 1) / step).ceil().clamp(2.0, 2000.0) as i32;
         // Costs of a Gaussian of the class's spread; about right is near enough to search with.
@@ -343,14 +345,15 @@ impl Trial<'_> {
         let coder = TensorCoder::new(plan, self.rate_step, plan.class_base - least);
         let mut tally = Tally::new(classes, rate.indices());
         let mut search = Search::default();
-        let (mut latents, mut indices, mut made) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut indices, mut made) = (Vec::new(), Vec::new());
         let (mut error, mut count) = (0.0, 0u32);
         for group in Self::groups(&coder, Self::SEARCHED) {
             let places = group.rows * LANES;
-            latents.resize(places, 0.0);
             made.resize(places, 0.0);
             indices.resize(places, 0);
-            coder.fill(weights, &group, &mut latents);
+            let wanted = coder.wanted(weights, &group);
+            let mut latents = wanted.clone();
+            plan.transform.analyse(&mut latents);
             let (column_class, row_class) = (coder.column_class(&group), coder.row_class(&group));
             let block = Block {
                 weights: &latents,
@@ -360,7 +363,6 @@ impl Trial<'_> {
             };
             search.run(self.quantiser, &rate, &block, &mut [0; LANES], &mut indices);
             plan.transform.reconstruct(&indices, &mut made);
-            let wanted = coder.wanted(weights, &group);
             for row in 0..chunked(group.rows) {
                 let more = row_class.get(row).copied().unwrap_or(0);
                 for (lane, class) in column_class.iter().enumerate().take(group.lanes) {

@@ -25,7 +25,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::chunks::CHUNK;
-use crate::commands::train::Profile;
 use crate::device::Device;
 use crate::importance::LEVEL_COSTS;
 use crate::progress::Progress;
@@ -192,7 +191,7 @@ impl Job<'_> {
             checkpoint::read(self.checkpoint, settings, self.checksum, device)?
         } else {
             let mut initial = settings.initial();
-            if settings.network.profile != Profile::Paper {
+            if settings.network.is_light() {
                 network::align(&mut initial, &self.data.training);
             }
             let parameters = Parameters::new(&initial, device);
@@ -233,11 +232,10 @@ impl Job<'_> {
             evaluate(settings.network, &state.parameters, &tables, &held_out, device, progress)
                 .map_err(|error| self.interrupted(error, &state))?;
         let host = state.parameters.to_host();
-        let some = spread(&self.data.training, ROUNDING_CHUNKS);
-        let network = rounded::network(
-            &host,
-            &evaluate::latents(settings.network, &state.parameters, &some, 0, device),
-        );
+        let network = settings.network.is_light().then(|| {
+            let some = spread(&self.data.training, ROUNDING_CHUNKS);
+            rounded::network(&host, &evaluate::latents(settings.network, &state.parameters, &some, 0, device))
+        });
         let description = json!({
             "version": 0,
             "profile": settings.network.profile,
@@ -345,6 +343,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::commands::train::Profile;
     use crate::progress::Silent;
     use crate::synthetic::Source;
 

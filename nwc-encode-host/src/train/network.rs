@@ -41,12 +41,14 @@ pub(crate) struct Network {
 }
 
 impl Network {
+    /// Whether containers can hold its synthesis.
+    pub(crate) fn is_light(self) -> bool {
+        self.profile != Profile::Paper
+    }
+
     /// Levels of importance that it is conditioned on. The light profiles have one: there importance sets steps.
     pub(crate) fn levels(self) -> usize {
-        match self.profile {
-            Profile::Paper => LEVEL_COSTS.len(),
-            Profile::Linear | Profile::Compact => 1,
-        }
+        if self.is_light() { 1 } else { LEVEL_COSTS.len() }
     }
 
     /// Multiply-adds that synthesis takes for each weight.

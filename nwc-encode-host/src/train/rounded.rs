@@ -1,14 +1,12 @@
 //! A light synthesis as containers have it (docs/bitstream.md §9.3): in integers, in units of the step that a tensor brings.
 
+use nwc_decode_core::Network;
+
 use super::parameters::HostParameters;
 use crate::chunks::CHUNK;
 
 /// The most that an integer weight, and an activation, can be.
 const MOST: f64 = 127.0;
-/// The most binary places of latents.
-const MOST_PLACES: u32 = 12;
-/// What a chunk of latents may be multiplied by in all.
-const MOST_GAIN: f64 = 4.0;
 
 /// The hidden layer of a synthesis.
 struct Hidden<'a> {
@@ -20,11 +18,14 @@ struct Hidden<'a> {
     down: &'a [f32],
 }
 
-/// The stored form of a matrix and maybe a hidden layer, scaled so that errors of latents are as large in weights; `None` if the synthesis is of another form. `latents` are some chunks, which tell
-/// which precision serves a hidden layer best.
-pub(crate) fn network(parameters: &HostParameters, latents: &[f32]) -> Option<Vec<u8>> {
+/// The stored form of the matrix and maybe the hidden layer of a light synthesis, scaled so that errors of latents are as large in weights. `latents` are some chunks, which tell which precision serves
+/// a hidden layer best.
+///
+/// # Panics
+/// If the synthesis is of another form.
+pub(crate) fn network(parameters: &HostParameters, latents: &[f32]) -> Vec<u8> {
     let part = |name: &str| Some(&parameters.get(&format!("synthesis.{name}"))?.values[..]);
-    let matrix = part("linear.weight")?;
+    let matrix = part("linear.weight").expect("it is light");
     let norm = matrix.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     let (scale, places, rounded) = round_matrix(matrix, (CHUNK as f64).sqrt() / norm);
     let mut bytes = vec![places as u8];
@@ -41,21 +42,22 @@ pub(crate) fn network(parameters: &HostParameters, latents: &[f32]) -> Option<Ve
             bytes.extend(hidden.round(scale * f64::from(1u32 << places), latents));
         }
     }
-    Some(bytes)
+    bytes
 }
 
-/// A matrix times `scale`, or a little less, in as many binary places as its entries leave room for: the factor, the places, the entries.
+/// A matrix times `scale`, or a little less, in as many binary places as the format leaves room for: the factor, the places, the entries.
 fn round_matrix(matrix: &[f32], mut scale: f64) -> (f64, u32, Vec<u8>) {
     loop {
-        for places in (0..=MOST_PLACES).rev() {
+        for places in (0..16).rev() {
             let unit = scale * f64::from(1u32 << places);
             let entries: Vec<f64> = matrix.iter().map(|&x| (f64::from(x) * unit).round()).collect();
-            let gain = |row: &[f64]| row.iter().map(|x| x.abs()).sum::<f64>();
-            let most = MOST_GAIN * f64::from(1u32 << places);
-            if entries.iter().all(|x| x.abs() <= MOST)
-                && entries.chunks_exact(CHUNK).all(|row| gain(row) <= most)
-            {
-                return (scale, places, entries.iter().map(|&x| (x as i8).cast_unsigned()).collect());
+            if entries.iter().any(|x| x.abs() > MOST) {
+                continue;
+            }
+            let entries: Vec<u8> = entries.iter().map(|&x| (x as i8).cast_unsigned()).collect();
+            let alone = [&[places as u8], &entries[..], &[0]].concat();
+            if Network::new(&alone).is_some() {
+                return (scale, places, entries);
             }
         }
         scale *= 0.99;
@@ -126,7 +128,7 @@ impl Hidden<'_> {
 
 #[cfg(test)]
 mod tests {
-    use nwc_decode_core::{MAX_LANES, Network, Synthesis};
+    use nwc_decode_core::{MAX_LANES, Synthesis};
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -172,7 +174,7 @@ mod tests {
         let latents: Vec<f32> = (0..CHUNK * MAX_LANES).map(|_| rng.random_range(-6i32..=6) as f32).collect();
         for (step, hidden) in [(1.0, false), (0.1, false), (0.1, true), (2.0, true)] {
             let trained = parameters(step, hidden);
-            let stored = network(&trained, &latents).expect("it is light");
+            let stored = network(&trained, &latents);
             let synthesis = Synthesis::Learned(Network::new(&stored).expect("it is legal"));
             let mut chunk = [[0; MAX_LANES]; CHUNK];
             for (lane, latents) in latents.chunks_exact(CHUNK).enumerate() {
@@ -205,10 +207,5 @@ mod tests {
             // A step of the last of 6 places, and of hidden weights in a byte.
             assert!(error / energy < if hidden { 1e-3 } else { 1e-4 }, "{step} {hidden}: {}", error / energy);
         }
-    }
-
-    #[test]
-    fn other_networks_have_no_stored_form() {
-        assert_eq!(network(&HostParameters::new(), &[]), None);
     }
 }

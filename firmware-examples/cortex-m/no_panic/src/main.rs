@@ -173,7 +173,7 @@ fn synthesis_calls(synthesis: Synthesis<'static>) {
     synthesis.apply(&mut chunk.latents, any(0));
     see(chunk);
     if let Some(network) = Network::new(slice()) {
-        see((network.stored(), network.multiplications()));
+        see((network.parts(), network.multiplications()));
         see(Synthesis::Learned(network));
     }
     end!(end_of_synthesis_calls);

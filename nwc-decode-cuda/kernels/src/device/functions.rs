@@ -8,7 +8,7 @@ use super::item::{Image, Place, Shared, Walk, first_code, is_careful, stage, wei
 use super::ring::RING_BYTES;
 use super::view::{Item, Pairs, Rows, Tensor};
 use crate::lane::{self, rows};
-use crate::layout::{CHUNK, Header, ItemRecord, LANES};
+use crate::layout::{CHUNK, Header, ItemRecord, LANES, synthesis};
 
 /// Finds a tensor.
 ///
@@ -189,9 +189,19 @@ fn pairs(pair: impl Fn(usize) -> u32) -> Pairs {
     Pairs { pair: [pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7)] }
 }
 
-/// The latents of a chunk: one lane's work even if they are learned, for a warp has no shared memory to spare here. Not inlined, as that is long.
+/// The latents of a chunk.
+#[inline(always)]
+fn synthesise(place: &Place, indices: [i32; CHUNK], rows: u32) -> [i32; CHUNK] {
+    if place.tensor.synthesis < synthesis::LINEAR {
+        lane::synthesise(&place.tensor, indices, rows)
+    } else {
+        learned(place, indices, rows)
+    }
+}
+
+/// The same if they are learned: one lane's work, for a warp has no shared memory to spare here. Not inlined, as that is long.
 #[inline(never)]
-fn synthesise_any(place: &Place, indices: [i32; CHUNK], rows: u32) -> [i32; CHUNK] {
+fn learned(place: &Place, indices: [i32; CHUNK], rows: u32) -> [i32; CHUNK] {
     lane::synthesise_any(&place.tensor, &Shared(place.tables), indices, rows)
 }
 
@@ -209,11 +219,11 @@ unsafe fn next(item: *mut Item, most: f32) -> [f32; CHUNK] {
         let bytes = walk.chunk::<false>(&place, item.row, item.row / CHUNK as u32 % 2 != 0);
         let values = if is_careful(&place, item.row) {
             let indices = walk.careful(&place, item.row, bytes);
-            let latents = synthesise_any(&place, indices, place.item.rows - item.row);
+            let latents = synthesise(&place, indices, place.item.rows - item.row);
             let values = weights::<true>(&place, item.column_scale, item.row, latents);
             rows!(ROW => values[ROW].clamp(-most, most))
         } else {
-            let latents = synthesise_any(&place, lane::by_rows(bytes, place.tensor.low_bits), CHUNK as u32);
+            let latents = synthesise(&place, lane::by_rows(bytes, place.tensor.low_bits), CHUNK as u32);
             weights::<false>(&place, item.column_scale, item.row, latents)
         };
         item.keep(&walk);

@@ -261,10 +261,8 @@ impl<S: Sink> Work<'_, S> {
                     let latents = if TRANSFORM == NONE || synthesis < synthesis::LINEAR || rows < CHUNK as u32
                     {
                         lane::synthesise(&place.tensor, indices, rows)
-                    } else if TRANSFORM == LINEAR {
-                        network::<false>(place, sink.scratch()).of_indices(indices)
                     } else {
-                        network::<true>(place, sink.scratch()).of_indices(indices)
+                        network::<TRANSFORM>(place, sink.scratch()).of_indices(indices)
                     };
                     sink.chunk::<true>(place, row, latents);
                 } else if synthesis == synthesis::IDENTITY {
@@ -272,10 +270,8 @@ impl<S: Sink> Work<'_, S> {
                 } else {
                     let latents = if TRANSFORM == NONE || synthesis == synthesis::HADAMARD {
                         lane::synthesise(&place.tensor, lane::by_rows(bytes, low_bits), CHUNK as u32)
-                    } else if TRANSFORM == LINEAR {
-                        network::<false>(place, sink.scratch()).of_bytes(bytes, lane::unit_bits(low_bits))
                     } else {
-                        network::<true>(place, sink.scratch()).of_bytes(bytes, lane::unit_bits(low_bits))
+                        network::<TRANSFORM>(place, sink.scratch()).of_bytes(bytes, lane::unit_bits(low_bits))
                     };
                     sink.chunk::<false>(place, row, latents);
                 }
@@ -290,7 +286,7 @@ impl<S: Sink> Work<'_, S> {
 /// # Safety
 /// It has one; `scratch` is the warp's.
 #[inline(always)]
-unsafe fn network<const HIDDEN: bool>(place: &Place, scratch: u32) -> Network<HIDDEN> {
+unsafe fn network<const TRANSFORM: u32>(place: &Place, scratch: u32) -> Network<TRANSFORM> {
     const _: () = assert!(SCRATCH <= TILE_BYTES);
     // SAFETY: by the caller.
     unsafe { Network::new(place.tables + place.tensor.network, scratch, place.lane) }

@@ -6,6 +6,7 @@ use super::intrinsics::{
     load_matrices, load_shared, load_shared_2, load_shared_4, multiply_add_bytes, multiply_add_bytes_16,
     store_shared_2, store_shared_4, sync_warp,
 };
+use super::item::LAYERS;
 use crate::lane::{Bytes, rows};
 use crate::layout::CHUNK;
 use crate::network::{BIASES, FRAGMENT, HEAD, Parts, SECOND};
@@ -22,16 +23,16 @@ type Latents = [[Sums; 2]; 2];
 /// A block of activations as two halves of the lanes are multiplied.
 type Active = [[u32; 4]; 2];
 
-/// A network in shared memory; `HIDDEN`: it may have hidden layers.
+/// A network in shared memory; `TRANSFORM` says whether it may have hidden layers.
 #[derive(Clone, Copy)]
-pub(crate) struct Network<const HIDDEN: bool> {
+pub(crate) struct Network<const TRANSFORM: u32> {
     at: u32,
     scratch: u32,
     lane: u32,
     parts: Parts,
 }
 
-impl<const HIDDEN: bool> Network<HIDDEN> {
+impl<const TRANSFORM: u32> Network<TRANSFORM> {
     /// The network at an address; `scratch` is [`SCRATCH`] bytes of the warp, at a multiple of 16.
     ///
     /// # Safety
@@ -39,7 +40,7 @@ impl<const HIDDEN: bool> Network<HIDDEN> {
     #[inline(always)]
     pub(crate) unsafe fn new(at: u32, scratch: u32, lane: u32) -> Self {
         // SAFETY: by the caller.
-        let parts = Parts::new(if HIDDEN { unsafe { load_shared(at) } } else { 0 });
+        let parts = Parts::new(if TRANSFORM == LAYERS { unsafe { load_shared(at) } } else { 0 });
         Self { at: at + 4 * HEAD, scratch, lane, parts }
     }
 
@@ -55,7 +56,7 @@ impl<const HIDDEN: bool> Network<HIDDEN> {
             let [[a, b], [c, d]] = self.linear([[[0; 4]; 2]; 2], inputs);
             let halved = |sums: Sums| sums.map(|sum| sum >> unit);
             let linear = [[halved(a), halved(b)], [halved(c), halved(d)]];
-            self.to_lanes(if HIDDEN { self.add_hidden(linear, inputs, unit) } else { linear })
+            self.to_lanes(if TRANSFORM == LAYERS { self.add_hidden(linear, inputs, unit) } else { linear })
         }
     }
 
@@ -74,7 +75,7 @@ impl<const HIDDEN: bool> Network<HIDDEN> {
             let sums = self.linear([[[0; 4]; 2]; 2], self.share(low_bytes(high)));
             let sums = self.linear(up(sums), self.share(low_bytes(middle)));
             let sums = self.linear(up(sums), self.share(low_bytes(indices)));
-            self.to_lanes(if HIDDEN {
+            self.to_lanes(if TRANSFORM == LAYERS {
                 let inputs = self.share(low_bytes(rows!(ROW => indices[ROW].clamp(-128, 127))));
                 self.add_hidden(sums, inputs, 0)
             } else {
