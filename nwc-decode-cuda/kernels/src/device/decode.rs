@@ -8,6 +8,7 @@ use super::intrinsics::{
     store_global, store_global_4, store_global_16, store_shared_4, sync_block, sync_warp,
 };
 use super::item::{LAYERS, LINEAR, NONE, Place, Sink, Walk, decode, weights};
+use super::network::{Neighbours, Network, neighbours};
 use crate::lane::{Bytes, rows, unit_bits};
 use crate::layout::{self, BlockRecord, CHUNK, LANES, TILE_BYTES, flag};
 
@@ -161,6 +162,8 @@ struct Writer {
     stride: usize,
     /// The column's scale.
     scale: f32,
+    /// Where the scales of the item's columns are.
+    scales: *const f32,
     /// The code of the output's type.
     dtype: u32,
     /// True if the scales of all columns are 1.
@@ -208,6 +211,7 @@ impl Writer {
             out,
             stride: stride * bytes,
             scale,
+            scales: place.image.at(item.column_scales).cast(),
             dtype,
             plain: item.flags & flag::PLAIN_COLUMNS != 0,
             active: place.lane < item.columns_here,
@@ -283,6 +287,24 @@ impl Writer {
             sync_warp();
         }
     }
+
+    /// Writes a whole chunk of 16-bit numbers of which each thread has its part: thread 4g + t that of columns 8t to 8t + 7, of rows g and g + 8.
+    ///
+    /// # Safety
+    /// As [`write`](Self::write), and whole rows can be written.
+    #[inline(always)]
+    unsafe fn write_neighbours<T: Half>(&self, lane: u32, row: u32, values: Neighbours<f32>) {
+        let out = self.out.wrapping_add((row + lane / 4) as usize * self.stride + (lane % 4) as usize * 16);
+        let out = out.wrapping_sub(lane as usize * 2);
+        let [first, second] = values.map(|[a, b, c, d, e, f, g, h]| {
+            [T::pair(a, b), T::pair(c, d), T::pair(e, f), T::pair(g, h)]
+        });
+        // SAFETY: by the caller.
+        unsafe {
+            store_global_4(out, first);
+            store_global_4(out.wrapping_add(8 * self.stride), second);
+        }
+    }
 }
 
 impl Sink for Writer {
@@ -296,6 +318,49 @@ impl Sink for Writer {
         let values = weights::<CAREFUL>(place, self.scale, row, latents);
         // SAFETY: lanes beside the matrix write nothing.
         unsafe { self.write_as_dtype::<CAREFUL>(place, row, values) };
+    }
+
+    #[inline(always)]
+    unsafe fn transform<const TRANSFORM: u32>(
+        &mut self,
+        place: &Place,
+        row: u32,
+        network: &Network<TRANSFORM>,
+        bytes: Bytes,
+        unit: u32,
+    ) {
+        // SAFETY: by the caller; lanes beside the matrix write nothing.
+        unsafe {
+            if self.along != Along::Rows {
+                self.chunk::<false>(place, row, network.of_lane(bytes, unit));
+                return;
+            }
+            // As a number of binary32 this has its last bit at the latents' last place, and half its range on both sides.
+            let zero = 0x4B40_0000 - (Network::<TRANSFORM>::places(unit) << 23);
+            let latents = network.of_bytes(bytes, unit, zero.cast_signed());
+            let values = neighbours(latents).map(|row| {
+                row.map(|latent| f32::from_bits(latent.cast_unsigned()) - f32::from_bits(zero))
+            });
+            let first = row + place.lane / 4;
+            let of_row = [first, first + 8].map(|row| place.row_scale(row) * place.tensor.latent_unit);
+            let [low, high] = values;
+            let scaled = |values: [f32; 8], scale: f32| {
+                if self.plain {
+                    values.map(|value| value * scale)
+                } else {
+                    let of_columns = self.scales.add((place.lane % 4 * 8) as usize).cast::<[f32; 8]>().read();
+                    let [a, b, c, d, e, f, g, h] = values;
+                    let [i, j, k, l, m, n, o, p] = of_columns.map(|of_column| of_column * scale);
+                    [a * i, b * j, c * k, d * l, e * m, f * n, g * o, h * p]
+                }
+            };
+            let values = [scaled(low, of_row[0]), scaled(high, of_row[1])];
+            if self.dtype == DType::F16 as u32 {
+                self.write_neighbours::<F16>(place.lane, row, values);
+            } else {
+                self.write_neighbours::<Bf16>(place.lane, row, values);
+            }
+        }
     }
 
     #[inline(always)]

@@ -400,6 +400,18 @@ pub(crate) fn multiply_add_bytes_16(
     [d0, d1, d2, d3]
 }
 
+/// Two numbers limited to 0 .. 255, as the lower bytes of a word whose upper half is the lower half of `above`; the first is the lowest.
+#[inline(always)]
+pub(crate) fn pack_bytes(above: u32, [low, high]: [i32; 2]) -> u32 {
+    let out: u32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("cvt.pack.sat.u8.s32.b32 {}, {}, {}, {};", out(reg32) out, in(reg32) high, in(reg32) low, in(reg32) above,
+            options(pure, nomem, nostack));
+    }
+    out
+}
+
 /// Adds to a float that others add to at the same time.
 ///
 /// # Safety

@@ -3,7 +3,7 @@
 use super::intrinsics::{
     ballot, copy_async, copy_word_async, here, load_shared, load_shared_4, shuffle, sync_warp,
 };
-use super::network::{Network, SCRATCH};
+use super::network::{Matrix, Network, SCRATCH, matrix};
 use super::ring::{RING_BYTES, Ring, RingPlace};
 use super::view::{RingParts, WalkState};
 use crate::lane::{self, Lane, Memory, Planes, Symbols};
@@ -147,6 +147,23 @@ pub(crate) trait Sink {
         self.chunk::<false>(place, row, lane::by_rows(indices, place.tensor.low_bits));
     }
 
+    /// The same for such indices times 2^`unit`, of which a network makes latents.
+    ///
+    /// # Safety
+    /// All threads of the warp come, with the tensor's network.
+    #[inline(always)]
+    unsafe fn transform<const TRANSFORM: u32>(
+        &mut self,
+        place: &Place,
+        row: u32,
+        network: &Network<TRANSFORM>,
+        bytes: lane::Bytes,
+        unit: u32,
+    ) {
+        // SAFETY: by the caller.
+        self.chunk::<false>(place, row, unsafe { network.of_lane(bytes, unit) });
+    }
+
     /// Shared memory of the warp that is free between chunks, [`TILE_BYTES`] at a multiple of 16.
     fn scratch(&self) -> u32;
 
@@ -205,7 +222,13 @@ unsafe fn decode_rows<const USUAL: bool, const TRANSFORM: u32>(
     idle: bool,
     sink: &mut impl Sink,
 ) -> u32 {
-    let mut work = Work { walk, careful: Careful::new(place), idle, sink };
+    let matrix = if TRANSFORM == NONE {
+        Matrix::default()
+    } else {
+        // SAFETY: a tensor has what its synthesis asks for.
+        unsafe { matrix(place.tensor.synthesis, place.tables + place.tensor.network, place.lane) }
+    };
+    let mut work = Work { walk, careful: Careful::new(place), matrix, idle, sink };
     let mut row = 0;
     while row < place.item.rows {
         // SAFETY: by the caller.
@@ -230,6 +253,8 @@ unsafe fn decode_rows<const USUAL: bool, const TRANSFORM: u32>(
 struct Work<'s, S> {
     walk: Walk,
     careful: Careful,
+    /// That of the tensor's transform, if the kernel knows any.
+    matrix: Matrix,
     idle: bool,
     sink: &'s mut S,
 }
@@ -244,7 +269,7 @@ impl<S: Sink> Work<'_, S> {
         row: u32,
         is_odd: bool,
     ) {
-        let Self { walk, careful, idle, sink } = self;
+        let Self { walk, careful, matrix, idle, sink } = self;
         // SAFETY: by the caller.
         unsafe {
             let is_careful = careful.next(place, row);
@@ -262,18 +287,17 @@ impl<S: Sink> Work<'_, S> {
                     {
                         lane::synthesise(&place.tensor, indices, rows)
                     } else {
-                        network::<TRANSFORM>(place, sink.scratch()).of_indices(indices)
+                        network::<TRANSFORM>(place, *matrix, sink.scratch()).of_indices(indices)
                     };
                     sink.chunk::<true>(place, row, latents);
                 } else if synthesis == synthesis::IDENTITY {
                     sink.bytes(place, row, bytes);
+                } else if TRANSFORM == NONE {
+                    let indices = lane::by_rows(bytes, low_bits);
+                    sink.chunk::<false>(place, row, lane::synthesise(&place.tensor, indices, CHUNK as u32));
                 } else {
-                    let latents = if TRANSFORM == NONE || synthesis == synthesis::HADAMARD {
-                        lane::synthesise(&place.tensor, lane::by_rows(bytes, low_bits), CHUNK as u32)
-                    } else {
-                        network::<TRANSFORM>(place, sink.scratch()).of_bytes(bytes, lane::unit_bits(low_bits))
-                    };
-                    sink.chunk::<false>(place, row, latents);
+                    let network = network::<TRANSFORM>(place, *matrix, sink.scratch());
+                    sink.transform(place, row, &network, bytes, lane::unit_bits(low_bits));
                 }
             }
             sink.after(place, row);
@@ -284,12 +308,13 @@ impl<S: Sink> Work<'_, S> {
 /// The tensor's network.
 ///
 /// # Safety
-/// It has one; `scratch` is the warp's.
+/// The tensor has one, with this matrix; `scratch` is the warp's.
 #[inline(always)]
-unsafe fn network<const TRANSFORM: u32>(place: &Place, scratch: u32) -> Network<TRANSFORM> {
+unsafe fn network<const TRANSFORM: u32>(place: &Place, matrix: Matrix, scratch: u32) -> Network<TRANSFORM> {
     const _: () = assert!(SCRATCH <= TILE_BYTES);
+    let Place { tensor, .. } = place;
     // SAFETY: by the caller.
-    unsafe { Network::new(place.tables + place.tensor.network, scratch, place.lane) }
+    unsafe { Network::new(tensor.synthesis, matrix, place.tables + tensor.network, scratch, place.lane) }
 }
 
 /// Which chunks of an item must be decoded with every check.

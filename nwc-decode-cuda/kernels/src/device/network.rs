@@ -1,27 +1,45 @@
-//! Learned syntheses on tensor cores: the chunks of a warp's lanes are a matrix of bytes, which a network's layers multiply one after the other.
+//! Transforms on tensor cores: the chunks of a warp's lanes are a matrix of bytes, which a network's layers multiply one after the other. The Hadamard transform is a network too.
 //!
-//! What one product gives a thread are the very numbers that it needs for the next, so nothing is moved between layers.
+//! What one product gives a thread are the very numbers that it needs for the next, so nothing is moved between layers; and what the last one gives it are neighbours in two rows.
 
 use super::intrinsics::{
     load_matrices, load_shared, load_shared_2, load_shared_4, multiply_add_bytes, multiply_add_bytes_16,
-    store_shared_2, store_shared_4, sync_warp,
+    pack_bytes, prmt, store_shared_4, store_shared_f32, sync_warp,
 };
 use super::item::LAYERS;
 use crate::lane::{Bytes, rows};
-use crate::layout::CHUNK;
-use crate::network::{BIASES, FRAGMENT, HEAD, Parts, SECOND};
+use crate::layout::{CHUNK, LANES, synthesis};
+use crate::network::{BIASES, FRAGMENT, HEAD, Parts, SECOND, row_of};
+
+/// Words from a lane's eight latents to the next lane's, and as many again from eight lanes to the next, so that what threads write at a time goes to different banks.
+const EIGHT: usize = 8;
 
 /// Bytes of shared memory that a warp needs.
-pub(crate) const SCRATCH: usize = 16 * CHUNK * 4;
+pub(crate) const SCRATCH: usize = (LANES + LANES / 8 - 1) * EIGHT * 4;
 
-/// What a thread has of a product of all lanes' chunks with eight units: of lanes u and u + 8 of half the lanes, units 2t and 2t + 1, in thread 4u + t.
+/// A product of [16, 8] as a thread has it, thread 4g + t: of rows g and g + 8 the columns 2t and 2t + 1.
 type Sums = [i32; 4];
 
-/// The same of sixteen units: of each eight the two halves of the lanes. All such arrays are written out, so that they lie in registers.
-type Latents = [[Sums; 2]; 2];
+/// The latents of a chunk of all lanes: product n has, in columns 2q and 2q + 1, the lanes 8q + 2n and 8q + 2n + 1. So thread 4g + t has eight neighbours, 8t to 8t + 7, of rows g and g + 8:
+/// [`Neighbours`].
+///
+/// All such arrays are written out, so that they lie in registers.
+pub(crate) type Latents = [Sums; 4];
+
+/// Eight neighbours of a row, and those of the row eight below.
+pub(crate) type Neighbours<T> = [[T; 8]; 2];
+
+/// Latents by rows.
+#[inline(always)]
+pub(crate) const fn neighbours([a, b, c, d]: Latents) -> Neighbours<i32> {
+    [[a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]], [a[2], a[3], b[2], b[3], c[2], c[3], d[2], d[3]]]
+}
 
 /// A block of activations as two halves of the lanes are multiplied.
 type Active = [[u32; 4]; 2];
+
+/// The matrix of a transform, as a thread multiplies by it.
+pub(crate) type Matrix = [u32; 2];
 
 /// A network in shared memory; `TRANSFORM` says whether it may have hidden layers.
 #[derive(Clone, Copy)]
@@ -29,35 +47,77 @@ pub(crate) struct Network<const TRANSFORM: u32> {
     at: u32,
     scratch: u32,
     lane: u32,
+    matrix: Matrix,
     parts: Parts,
 }
 
+/// The matrix of a synthesis, which a thread keeps from chunk to chunk; of one that is learned it is at an address.
+///
+/// # Safety
+/// It is there.
+#[inline(always)]
+pub(crate) unsafe fn matrix(synthesis: u32, at: u32, lane: u32) -> Matrix {
+    if synthesis >= synthesis::LINEAR {
+        let at = at + 4 * (HEAD + lane);
+        // SAFETY: by the caller.
+        return unsafe { [load_shared(at), load_shared(at + 4 * FRAGMENT)] };
+    }
+    // Row j of the Hadamard transform has input k with the sign of the parity of j & k.
+    [lane / 4, lane / 4 + 8].map(|unit| {
+        let sign = |input: u32| {
+            let row = row_of((lane % 4 * 4 + input) as usize) as u32;
+            if (unit & row).count_ones() % 2 == 0 { 0x01 << (8 * input) } else { 0xFF << (8 * input) }
+        };
+        sign(0) | sign(1) | sign(2) | sign(3)
+    })
+}
+
 impl<const TRANSFORM: u32> Network<TRANSFORM> {
-    /// The network at an address; `scratch` is [`SCRATCH`] bytes of the warp, at a multiple of 16.
+    /// A synthesis with this matrix, whose network, if it is learned, is at an address; `scratch` is [`SCRATCH`] bytes of the warp, at a multiple of 16.
     ///
     /// # Safety
-    /// There is a network.
+    /// The network is there.
     #[inline(always)]
-    pub(crate) unsafe fn new(at: u32, scratch: u32, lane: u32) -> Self {
+    pub(crate) unsafe fn new(synthesis: u32, matrix: Matrix, at: u32, scratch: u32, lane: u32) -> Self {
+        let hidden = TRANSFORM == LAYERS && synthesis == synthesis::LAYERS;
         // SAFETY: by the caller.
-        let parts = Parts::new(if TRANSFORM == LAYERS { unsafe { load_shared(at) } } else { 0 });
-        Self { at: at + 4 * HEAD, scratch, lane, parts }
+        let parts = Parts::new(if hidden { unsafe { load_shared(at) } } else { 0 });
+        Self { at: at + 4 * HEAD, scratch, lane, matrix, parts }
     }
 
-    /// The latents of the thread's chunk, whose indices are bytes, times 2^`unit`.
+    /// The binary places that [`of_bytes`](Self::of_bytes) gives for bytes that are indices times 2^`unit`.
+    #[inline(always)]
+    pub(crate) const fn places(unit: u32) -> u32 {
+        if TRANSFORM == LAYERS { 0 } else { unit }
+    }
+
+    /// The latents of chunks whose indices, times 2^`unit`, are bytes: with [`places`](Self::places), and `zero` added. They are below 2^22 in magnitude.
     ///
     /// # Safety
-    /// All threads of the warp come, with a network that is there, to scratch that is theirs.
+    /// All threads of the warp come, to scratch that is theirs.
     #[inline(always)]
-    pub(crate) unsafe fn of_bytes(&self, bytes: Bytes, unit: u32) -> [i32; CHUNK] {
+    pub(crate) unsafe fn of_bytes(&self, bytes: Bytes, unit: u32, zero: i32) -> Latents {
         // SAFETY: by the caller.
         unsafe {
             let inputs = self.share(bytes);
-            let [[a, b], [c, d]] = self.linear([[[0; 4]; 2]; 2], inputs);
-            let halved = |sums: Sums| sums.map(|sum| sum >> unit);
-            let linear = [[halved(a), halved(b)], [halved(c), halved(d)]];
-            self.to_lanes(if TRANSFORM == LAYERS { self.add_hidden(linear, inputs, unit) } else { linear })
+            if TRANSFORM == LAYERS {
+                let sums = self.linear([[0; 4]; 4], inputs);
+                self.add_hidden(sums.map(|sums| sums.map(|sum| (sum >> unit) + zero)), inputs, unit)
+            } else {
+                self.linear([[zero; 4]; 4], inputs)
+            }
         }
+    }
+
+    /// The latents of the thread's own chunk, whose indices, times 2^`unit`, are bytes.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    pub(crate) unsafe fn of_lane(&self, bytes: Bytes, unit: u32) -> [i32; CHUNK] {
+        // SAFETY: by the caller.
+        let latents = unsafe { self.to_lanes(self.of_bytes(bytes, unit, 0)) };
+        rows!(ROW => latents[ROW] >> Self::places(unit))
     }
 
     /// The same of any indices.
@@ -69,10 +129,10 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
         // An index is its three signed digits to the base of 256.
         let middle = rows!(ROW => (indices[ROW] + 0x80) >> 8);
         let high = rows!(ROW => (middle[ROW] + 0x80) >> 8);
-        let up = |latents: Latents| latents.map(|halves| halves.map(|sums| sums.map(|sum| sum << 8)));
+        let up = |latents: Latents| latents.map(|sums| sums.map(|sum| sum << 8));
         // SAFETY: by the caller.
         unsafe {
-            let sums = self.linear([[[0; 4]; 2]; 2], self.share(low_bytes(high)));
+            let sums = self.linear([[0; 4]; 4], self.share(low_bytes(high)));
             let sums = self.linear(up(sums), self.share(low_bytes(middle)));
             let sums = self.linear(up(sums), self.share(low_bytes(indices)));
             self.to_lanes(if TRANSFORM == LAYERS {
@@ -84,16 +144,23 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
         }
     }
 
-    /// Gives threads their part of all lanes' bytes: of lanes u, u + 8, u + 16 and u + 24, word t, in thread 4u + t.
+    /// Gives threads their part of all lanes' bytes: in word n of thread 4g + t, word t of the lane that is column g of product n.
     #[inline(always)]
     unsafe fn share(&self, bytes: Bytes) -> [u32; 4] {
-        let at = self.scratch + self.lane * 16;
+        let (product, column) = (self.lane / 8, self.lane % 8);
+        let from = 8 * (column / 2) + 2 * product + column % 2;
         sync_warp();
         // SAFETY: by the caller.
-        unsafe { store_shared_4(at, bytes) };
+        unsafe { store_shared_4(self.scratch + Self::place(self.lane), bytes) };
         sync_warp();
         // SAFETY: by the caller.
-        unsafe { load_matrices::<false>(at) }
+        unsafe { load_matrices::<false>(self.scratch + Self::place(from)) }
+    }
+
+    /// Where a lane's bytes lie while they are shared: so that neither the eight that are written at a time nor the eight of a product meet in a bank.
+    #[inline(always)]
+    const fn place(lane: u32) -> u32 {
+        (lane / 8 * 8 + (lane + lane / 8 * 2) % 8) * 16
     }
 
     /// The thread's word of fragment `number` of those at a place.
@@ -127,9 +194,9 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
 
     /// Adds what the matrix gives.
     #[inline(always)]
-    unsafe fn linear(&self, [low, high]: Latents, inputs: [u32; 4]) -> Latents {
-        // SAFETY: by the caller.
-        unsafe { [self.add_inputs(low, inputs, 0, 0), self.add_inputs(high, inputs, 0, 1)] }
+    fn linear(&self, [a, b, c, d]: Latents, inputs: [u32; 4]) -> Latents {
+        let add = |sums: Sums, input: u32| multiply_add_bytes_16(sums, self.matrix, input);
+        [add(a, inputs[0]), add(b, inputs[1]), add(c, inputs[2]), add(d, inputs[3])]
     }
 
     /// Adds what the hidden layers make of the inputs, which are indices times 2^`unit`.
@@ -167,9 +234,9 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
         // SAFETY: by the caller.
         let eight = |eight: u32| unsafe {
             let sums = self.add_inputs(self.biases(place, eight, unit), inputs, place + BIASES, eight);
-            activate(sums, shift)
+            shifted(sums, shift)
         };
-        join([eight(0), eight(1), eight(2), eight(3)])
+        activate([eight(0), eight(1), eight(2), eight(3)])
     }
 
     /// The activations of a block of the second layer.
@@ -183,17 +250,19 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
             if self.parts.blocks[0] > 1 {
                 sums = self.add_active(sums, before[1], weights + SECOND, eight);
             }
-            activate(sums, self.parts.shifts[1])
+            shifted(sums, self.parts.shifts[1])
         };
-        join([eight(0), eight(1), eight(2), eight(3)])
+        activate([eight(0), eight(1), eight(2), eight(3)])
     }
 
     /// Adds what a block of the last layer gives.
     #[inline(always)]
-    unsafe fn add_output(&self, [low, high]: Latents, block: u32, active: Active) -> Latents {
+    unsafe fn add_output(&self, [a, b, c, d]: Latents, block: u32, [low, high]: Active) -> Latents {
         let place = self.parts.output(block);
         // SAFETY: by the caller.
-        unsafe { [self.add_active(low, active, place, 0), self.add_active(high, active, place, 1)] }
+        let weights = unsafe { [0, 2, 1, 3].map(|number| self.fragment(place, number)) };
+        let add = |sums: Sums, first: u32, second: u32| multiply_add_bytes(sums, weights, [first, second]);
+        [add(a, low[0], low[2]), add(b, low[1], low[3]), add(c, high[0], high[2]), add(d, high[1], high[3])]
     }
 
     /// The biases of eight units of a block at a place, times 2^`unit`.
@@ -206,62 +275,56 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
         [of_lane, of_lane]
     }
 
-    /// Gives every thread the sums of its own lane.
+    /// Gives every thread the latents of its own lane.
     #[inline(always)]
-    unsafe fn to_lanes(&self, [[a, b], [c, d]]: Latents) -> [i32; CHUNK] {
+    unsafe fn to_lanes(&self, latents: Latents) -> [i32; CHUNK] {
+        let [low, high] = neighbours(latents);
         // SAFETY: by the caller.
-        unsafe {
-            let low = self.to_half([a, c]);
-            let high = self.to_half([b, d]);
-            sync_warp(); // the scratch is somebody else's now
-            let upper = self.lane >= 16;
-            let row = |row: usize| if upper { high[row / 4][row % 4] } else { low[row / 4][row % 4] };
-            rows!(ROW => row(ROW).to_bits().cast_signed())
-        }
+        let [low, high] = unsafe { [self.eight_to_lanes(low), self.eight_to_lanes(high)] };
+        sync_warp(); // the scratch is somebody else's now
+        rows!(ROW => (if ROW < 8 { low[ROW / 4] } else { high[ROW / 4 - 2] })[ROW % 4].to_bits().cast_signed())
     }
 
-    /// The sums of half the lanes, in the order of rows; threads of the other half get the same.
+    /// The same of eight rows, one of which each thread has for eight lanes.
     #[inline(always)]
-    unsafe fn to_half(&self, [low, high]: [Sums; 2]) -> [[f32; 4]; 4] {
-        let (column, row) = (self.lane / 4, self.lane % 4 * 2);
-        let bits = |sum: i32| f32::from_bits(sum.cast_unsigned());
+    unsafe fn eight_to_lanes(&self, latents: [i32; 8]) -> [[f32; 4]; 2] {
+        const WORD: u32 = 4;
+        let line = EIGHT as u32 * WORD;
+        let to = self.scratch + self.lane % 4 * 9 * line + self.lane / 4 * WORD;
+        let from = self.scratch + (self.lane + self.lane / 8) * line;
+        // SAFETY: by the caller.
+        let put = |lane: usize| unsafe {
+            store_shared_f32(to + lane as u32 * line, f32::from_bits(latents[lane].cast_unsigned()));
+        };
+        sync_warp();
+        (put(0), put(1), put(2), put(3), put(4), put(5), put(6), put(7));
         sync_warp();
         // SAFETY: by the caller.
         unsafe {
-            store_shared_2(self.scratch + Self::place(column, row), [bits(low[0]), bits(low[1])]);
-            store_shared_2(self.scratch + Self::place(column + 8, row), [bits(low[2]), bits(low[3])]);
-            store_shared_2(self.scratch + Self::place(column, row + 8), [bits(high[0]), bits(high[1])]);
-            store_shared_2(self.scratch + Self::place(column + 8, row + 8), [bits(high[2]), bits(high[3])]);
+            [load_shared_4(from), load_shared_4(from + 4 * WORD)]
         }
-        sync_warp();
-        // SAFETY: by the caller.
-        let four = |four: u32| unsafe { load_shared_4(self.scratch + Self::place(self.lane % 16, 4 * four)) };
-        [four(0), four(1), four(2), four(3)]
-    }
-
-    /// Where a row of a column lies while sums are moved, in bytes: so that neighbours meet in no bank.
-    #[inline(always)]
-    const fn place(column: u32, row: u32) -> u32 {
-        (column * 16 + (row ^ (column & 2) << 2 ^ (column & 4))) * 4
     }
 }
 
-/// The activations of eight units: of both lanes of a half two bytes.
+/// Sums of eight units, of two lanes of each half of the lanes, as they are activated.
+type Shifted = [[[i32; 2]; 2]; 2];
+
+/// The sums of eight units, shifted.
 #[inline(always)]
-fn activate([low, high]: [Sums; 2], shift: u32) -> [[u32; 2]; 2] {
-    let half = |sums: Sums| {
-        let [a, b, c, d] = sums.map(|sum| (sum >> shift).clamp(0, 127).cast_unsigned());
-        [a | b << 8, c | d << 8]
-    };
+fn shifted([low, high]: [Sums; 2], shift: u32) -> Shifted {
+    let half = |[a, b, c, d]: Sums| [[a >> shift, b >> shift], [c >> shift, d >> shift]];
     [half(low), half(high)]
 }
 
-/// A block of activations of those of its eights: a word for sixteen units, the first eight's in its lower half.
+/// A block of activations of the shifted sums of its eights: a word for sixteen units, the first eight's in its lower half.
 #[inline(always)]
-fn join([a, b, c, d]: [[[u32; 2]; 2]; 4]) -> Active {
+fn activate([a, b, c, d]: [Shifted; 4]) -> Active {
     let half = |half: usize| {
-        let word =
-            |low: [[u32; 2]; 2], high: [[u32; 2]; 2], lane: usize| low[half][lane] | high[half][lane] << 16;
+        let word = |low: Shifted, high: Shifted, lane: usize| {
+            let bytes = pack_bytes(pack_bytes(0, high[half][lane]), low[half][lane]);
+            // Bytes above 127 become that: their highest bit, copied to the others, sets them, and is cleared.
+            (bytes | prmt(bytes, 0, 0xBA98)) & 0x7F7F_7F7F
+        };
         [word(a, b, 0), word(a, b, 1), word(c, d, 0), word(c, d, 1)]
     };
     [half(0), half(1)]
