@@ -93,7 +93,7 @@ typedef struct NwcTensorRecord {
   uint32_t low_bits;
   // Planes of an item: with a trellis, one for the path and one for each low bit above the second; otherwise one for each low bit.
   uint32_t planes;
-  // How latents come of indices: 0 if they are the same, 1 by the Hadamard transform, 2 by a learned matrix, 3 by a network with hidden layers.
+  // How latents come of indices: 0 if they are the same, 1 by the Hadamard transform, 2 by a learned matrix, 3 by one and a hidden layer, 4 by one and two hidden layers.
   uint32_t synthesis;
   // Length of the image in units.
   uint32_t units;

@@ -15,6 +15,7 @@ use crate::indices::TileIndices;
 use crate::network;
 use crate::quads::{QuadTable, Split, Spread, TableSet};
 use crate::recode::{PathCode, Piece, Recoder};
+use nwc_decode_kernels::lane::unit_bits;
 
 /// Bytes of shared memory that a tensor's tables may take: with more, too few warps would fit beside them.
 const MOST_TABLES: usize = 64 << 10;
@@ -246,7 +247,8 @@ fn add_tensor(
     let [batch, out, input] = coded.shape().map(|n| n as u32);
     let mut shared: Vec<u32> = recoder.set.tables.iter().flat_map(QuadTable::slots).collect();
     let network = 4 * shared.len() as u32;
-    let (synthesis, latent_unit, largest) = network::add(synthesis, &mut shared);
+    let (synthesis, latent_unit, largest) =
+        network::add(synthesis, unit_bits(recoder.split.low_bits), &mut shared);
     let mut record = TensorRecord {
         batch,
         out,

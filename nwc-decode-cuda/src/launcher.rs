@@ -210,6 +210,7 @@ impl Decoder {
         tensors.iter().try_for_each(|&tensor| self.must_have(tensor))?;
         let most = tensors.iter().map(|&tensor| self.image.record(tensor).synthesis).max();
         let (module, shape, kernel) = match most {
+            Some(synthesis::LAYER) => (self.for_transforms()?, TRANSFORM, "nwc_decode_layer"),
             Some(synthesis::LAYERS) => (self.for_transforms()?, TRANSFORM, "nwc_decode_layers"),
             Some(synthesis::HADAMARD | synthesis::LINEAR) => {
                 (self.for_transforms()?, TRANSFORM, "nwc_decode_linear")
@@ -243,8 +244,8 @@ impl Decoder {
         let (name, kept) = match (batch, record.transposed != 0, record.synthesis) {
             (_, false, synthesis::LINEAR) => ("nwc_gemm_16_linear", 16),
             (_, true, synthesis::LINEAR) => ("nwc_gemm_16_transposed_linear", 16),
-            (_, false, synthesis::LAYERS) => ("nwc_gemm_16_layers", 16),
-            (_, true, synthesis::LAYERS) => ("nwc_gemm_16_transposed_layers", 16),
+            (_, false, synthesis::LAYER | synthesis::LAYERS) => ("nwc_gemm_16_layers", 16),
+            (_, true, synthesis::LAYER | synthesis::LAYERS) => ("nwc_gemm_16_transposed_layers", 16),
             (1, false, _) => ("nwc_gemm_1", 1),
             (1, true, _) => ("nwc_gemm_1_transposed", 1),
             (..=8, false, _) => ("nwc_gemm_8", 8),

@@ -2,14 +2,16 @@
 
 use nwc_decode_core::{CHUNK_ROWS, NetworkLayer, NetworkParts, Synthesis};
 use nwc_decode_kernels::layout::{UNIT, synthesis};
-use nwc_decode_kernels::network::{BLOCK, FRAGMENT, HEAD, INPUTS, UNITS, input_of, row_of};
+use nwc_decode_kernels::network::{
+    BIASES, BLOCK, FRAGMENT, HEAD, INPUTS, UNITS, bias_of, input_of, places, row_of,
+};
 
 /// What no latent is above if indices are bytes, in steps: a transform of sixteen gains four at most.
 const LARGEST: f32 = 512.0;
 
-/// Appends the network of a synthesis, if it has one, to what goes to shared memory. Returns the synthesis's number, what a latent of it counts, and how many steps the
+/// Appends the network of a synthesis, if it has one, to what goes to shared memory; the tensor's indices are multiplied by 2^`unit_bits` in bytes. Returns the synthesis's number, what a latent of it counts, and how many steps the
 /// largest latent is if indices are bytes.
-pub(crate) fn add(synthesis: Synthesis<'_>, shared: &mut Vec<u32>) -> (u32, f32, f32) {
+pub(crate) fn add(synthesis: Synthesis<'_>, unit_bits: u32, shared: &mut Vec<u32>) -> (u32, f32, f32) {
     let unit = ((1u32 << synthesis.fraction_bits()) as f32).recip();
     let Synthesis::Learned(network) = synthesis else {
         let hadamard = synthesis == Synthesis::Hadamard;
@@ -26,6 +28,7 @@ pub(crate) fn add(synthesis: Synthesis<'_>, shared: &mut Vec<u32>) -> (u32, f32,
     );
     let mut width = CHUNK_ROWS;
     let layers = hidden.iter().take_while(|layer| !layer.biases.is_empty());
+    let layers_here = layers.clone().count();
     for (number, NetworkLayer { shift, biases, weights, inputs }) in layers.enumerate() {
         width = biases.len();
         let blocks = width.div_ceil(BLOCK);
@@ -33,7 +36,13 @@ pub(crate) fn add(synthesis: Synthesis<'_>, shared: &mut Vec<u32>) -> (u32, f32,
         for first in (0..blocks).map(|block| block * BLOCK) {
             let bias =
                 |unit: usize| i16::from_le_bytes(biases.get(first + unit).copied().unwrap_or_default());
-            words.extend((0..BLOCK).map(|unit| i32::from(bias(unit)).cast_unsigned()));
+            let here = words.len();
+            words.resize(here + BIASES as usize, 0);
+            for unit in 0..BLOCK {
+                let word = (i32::from(bias(unit)) << places(number, unit_bits)).cast_unsigned();
+                let at = here + bias_of(unit);
+                (words[at], words[at + 2]) = (word, word);
+            }
             let weights = (*weights, *inputs);
             if number == 0 {
                 put(&mut words, weights, |unit, input| (first + unit, row_of(input)), (BLOCK, INPUTS));
@@ -51,7 +60,11 @@ pub(crate) fn add(synthesis: Synthesis<'_>, shared: &mut Vec<u32>) -> (u32, f32,
     shared.resize(shared.len() + HEAD as usize - 1, 0);
     shared.extend(words);
     debug_assert!(shared.len().is_multiple_of(UNIT / 4));
-    let number = if output.is_empty() { synthesis::LINEAR } else { synthesis::LAYERS };
+    let number = match layers_here {
+        0 => synthesis::LINEAR,
+        1 => synthesis::LAYER,
+        _ => synthesis::LAYERS,
+    };
     (number, unit, LARGEST + (most * 127) as f32 * unit)
 }
 

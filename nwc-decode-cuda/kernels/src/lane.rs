@@ -234,7 +234,7 @@ pub fn synthesise_any(
     rows: u32,
 ) -> [i32; CHUNK] {
     if tensor.synthesis >= synthesis::LINEAR && rows >= CHUNK as u32 {
-        network::latents(tables, tensor.network, &indices)
+        network::latents(tables, tensor.network, &indices, unit_bits(tensor.low_bits))
     } else {
         synthesise(tensor, indices, rows)
     }

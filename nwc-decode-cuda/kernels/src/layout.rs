@@ -107,7 +107,7 @@ pub struct TensorRecord {
     pub low_bits: u32,
     /// Planes of an item: with a trellis, one for the path and one for each low bit above the second; otherwise one for each low bit.
     pub planes: u32,
-    /// How latents come of indices: 0 if they are the same, 1 by the Hadamard transform, 2 by a learned matrix, 3 by a network with hidden layers.
+    /// How latents come of indices: 0 if they are the same, 1 by the Hadamard transform, 2 by a learned matrix, 3 by one and a hidden layer, 4 by one and two hidden layers.
     pub synthesis: u32,
     /// Length of the image in units.
     pub units: u32,
@@ -131,10 +131,14 @@ pub mod synthesis {
     ///
     /// cbindgen:ignore
     pub const LINEAR: u32 = 2;
-    /// By a network with hidden layers.
+    /// By a matrix and a hidden layer.
     ///
     /// cbindgen:ignore
-    pub const LAYERS: u32 = 3;
+    pub const LAYER: u32 = 3;
+    /// By a matrix and two hidden layers.
+    ///
+    /// cbindgen:ignore
+    pub const LAYERS: u32 = 4;
 }
 
 impl TensorRecord {

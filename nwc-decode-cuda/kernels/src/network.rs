@@ -17,8 +17,10 @@ pub const BLOCK: usize = 32;
 pub const FRAGMENT: u32 = 32;
 /// Words of the matrix.
 pub const MATRIX: u32 = 2 * FRAGMENT;
-/// Words of the biases of a block of units.
-pub const BIASES: u32 = BLOCK as u32;
+/// Words of the biases of a block of units: those of each eight for thread 4u + t at 4t, of units 2t and 2t + 1, and once more, for both lanes that the thread has.
+///
+/// They have the [`places`] of what they are added to.
+pub const BIASES: u32 = 2 * BLOCK as u32;
 /// Words of the weights of a block of units of the first layer: a fragment for each eight.
 pub const FIRST: u32 = 4 * FRAGMENT;
 /// Words of the weights of a block of units of the second layer for a block of the first: two fragments for each eight units, side by side.
@@ -37,6 +39,19 @@ pub const fn row_of(input: usize) -> usize {
 pub const fn input_of(unit: usize) -> usize {
     let (eight, unit) = (unit / UNITS, unit % UNITS);
     INPUTS * (eight / 2) + unit / 2 * 4 + eight % 2 * 2 + unit % 2
+}
+
+/// Where the bias of a unit of a block is, in words; it is there again two words further on.
+#[inline(always)]
+pub const fn bias_of(unit: usize) -> usize {
+    unit / UNITS * 2 * UNITS + unit % UNITS / 2 * 4 + unit % 2
+}
+
+/// The binary places of what biases of a layer are added to, where inputs of the network are indices times 2^`unit`. Activations come twice as large, as what makes them
+/// from a byte's range clears its last bit.
+#[inline(always)]
+pub const fn places(layer: usize, unit: u32) -> u32 {
+    if layer == 0 { unit } else { 1 }
 }
 
 /// Where a network's parts are, in words behind its [`HEAD`].
@@ -74,8 +89,8 @@ impl Parts {
     }
 }
 
-/// The latents of a whole chunk, one lane's: slow, and the same on every processor.
-pub fn latents(memory: &impl Memory, at: u32, indices: &[i32; CHUNK]) -> [i32; CHUNK] {
+/// The latents of a whole chunk, one lane's: slow, and the same on every processor. `unit` is the tensor's.
+pub fn latents(memory: &impl Memory, at: u32, indices: &[i32; CHUNK], unit: u32) -> [i32; CHUNK] {
     let parts = Parts::new(memory.word(at));
     let network = Portable { memory, at: at + 4 * HEAD };
     let inputs = |limit: fn(i32) -> i32| (0..INPUTS).map(move |input| (input, limit(indices[row_of(input)])));
@@ -86,6 +101,9 @@ pub fn latents(memory: &impl Memory, at: u32, indices: &[i32; CHUNK]) -> [i32; C
     if parts.blocks[0] == 0 {
         return latents;
     }
+    let bias = |block: u32, unit_of_block: usize, layer: usize| {
+        network.word(block + bias_of(unit_of_block) as u32).cast_signed() >> places(layer, unit)
+    };
     let active = |sum: i32, layer: usize| (sum >> parts.shifts[layer]).clamp(0, 127);
     // The units of a block of the layer before are inputs of the next, in an order of their own.
     let of_block = |block: &[i32; BLOCK]| {
@@ -98,7 +116,7 @@ pub fn latents(memory: &impl Memory, at: u32, indices: &[i32; CHUNK]) -> [i32; C
         let first = parts.first(number);
         for (unit, y) in block.iter_mut().enumerate() {
             let products = network.product(first + BIASES, unit, 1, inputs(|index| index.clamp(-128, 127)));
-            *y = active(network.word(first + unit as u32).cast_signed() + products, 0);
+            *y = active(bias(first, unit, 0) + products, 0);
         }
     }
     if parts.blocks[1] > 0 {
@@ -107,7 +125,7 @@ pub fn latents(memory: &impl Memory, at: u32, indices: &[i32; CHUNK]) -> [i32; C
         for (number, block) in (0..parts.blocks[1]).zip(&mut last) {
             let first = parts.second(number);
             for (unit, y) in block.iter_mut().enumerate() {
-                let mut sum = network.word(first + unit as u32).cast_signed();
+                let mut sum = bias(first, unit, 1);
                 for (from, before) in (0..parts.blocks[0]).zip(&before) {
                     sum += network.product(first + BIASES + from * SECOND, unit, 2, of_block(before));
                 }

@@ -7,12 +7,12 @@ use super::intrinsics::{
     MOST_BF16, MOST_F16, block, bytes_to_f32, commit_and_wait, load_matrices, pack_bf16, pack_f16,
     store_global, store_global_4, store_global_16, store_shared_4, sync_block, sync_warp,
 };
-use super::item::{LAYERS, LINEAR, NONE, Place, Sink, Walk, decode, weights};
+use super::item::{LAYER, LAYERS, LINEAR, NONE, Place, Sink, Walk, decode, weights};
 use super::network::{Neighbours, Network, neighbours};
 use crate::lane::{Bytes, rows, unit_bits};
 use crate::layout::{self, BlockRecord, CHUNK, LANES, TILE_BYTES, flag};
 
-/// Kernels for tensors without transforms, without hidden layers, and for all.
+/// Kernels for tensors without transforms, without hidden layers, with one, and for all.
 macro_rules! kernels {
     ($($name:ident: $transform:expr;)*) => {$(
         /// Decodes items into tensors in the memory of the device. The grid has a block for each of `blocks`; each block has a multiple of 32 threads, and for each
@@ -41,6 +41,7 @@ macro_rules! kernels {
 kernels! {
     nwc_decode: NONE;
     nwc_decode_linear: LINEAR;
+    nwc_decode_layer: LAYER;
     nwc_decode_layers: LAYERS;
 }
 
@@ -162,8 +163,10 @@ struct Writer {
     stride: usize,
     /// The column's scale.
     scale: f32,
-    /// Where the scales of the item's columns are.
-    scales: *const f32,
+    /// Where the scales of the eight neighbours are that the thread has if it writes whole rows.
+    column_scales: *const u8,
+    /// Where they go in the item's first rows: in row g for thread 4g + t.
+    two_rows: *mut u8,
     /// The code of the output's type.
     dtype: u32,
     /// True if the scales of all columns are 1.
@@ -207,11 +210,13 @@ impl Writer {
         } else {
             Along::Nothing
         };
+        let eighth = (place.lane % 4) as usize;
         Self {
             out,
             stride: stride * bytes,
             scale,
-            scales: place.image.at(item.column_scales).cast(),
+            column_scales: place.image.at(item.column_scales).wrapping_add(eighth * 8 * size_of::<f32>()),
+            two_rows: warp_out.wrapping_add((place.lane / 4) as usize * stride * bytes + eighth * 16),
             dtype,
             plain: item.flags & flag::PLAIN_COLUMNS != 0,
             active: place.lane < item.columns_here,
@@ -248,7 +253,7 @@ impl Writer {
         // SAFETY: by the caller.
         unsafe {
             if whole && self.along == Along::Rows && T::BYTES == 2 {
-                self.write_rows(place.lane, out, words.as_ref());
+                self.write_rows(place.lane, row, words.as_ref());
             } else if !self.active {
             } else if whole && self.along == Along::Lanes {
                 for (i, four) in words.as_ref().as_chunks::<4>().0.iter().enumerate() {
@@ -265,46 +270,66 @@ impl Writer {
     /// Writes a chunk of 16-bit numbers by rows: each thread 8 columns of two rows.
     ///
     /// The matrices that `load_matrices` hands out give a thread two neighbours of each; so columns 2q and 2q + 1 of every eight go to matrix q, and what a
-    /// thread gets of the four matrices are eight neighbours. `out` is where the lane's own column begins in the first row.
+    /// thread gets of the four matrices are eight neighbours.
     ///
     /// # Safety
     /// As [`write`](Self::write).
     #[inline(always)]
-    unsafe fn write_rows(&self, lane: u32, out: *mut u8, words: &[u32]) {
+    unsafe fn write_rows(&self, lane: u32, row: u32, words: &[u32]) {
         // A matrix takes 128 bytes and 32 to spare, so that eight neighbouring lanes write to different banks.
         let (matrix, half) = (TILE_BYTES as u32 / 8, TILE_BYTES as u32 / 2);
         let to = self.tile + lane / 2 % 4 * matrix + (lane / 8 * 2 + lane % 2) * 16;
         let from = self.tile + lane / 8 * matrix + lane % 8 * 16;
-        let out = out.wrapping_add((lane / 4) as usize * self.stride + (lane % 4) as usize * 16);
-        let out = out.wrapping_sub(lane as usize * 2);
         // SAFETY: the warp's own shared memory, and by the caller.
         unsafe {
             store_shared_4(to, [words[0], words[1], words[2], words[3]]);
             store_shared_4(to + half, [words[4], words[5], words[6], words[7]]);
             sync_warp();
-            store_global_4(out, load_matrices::<true>(from));
-            store_global_4(out.wrapping_add(8 * self.stride), load_matrices::<true>(from + half));
+            self.write_two_rows(row, [load_matrices::<true>(from), load_matrices::<true>(from + half)]);
             sync_warp();
         }
     }
 
-    /// Writes a whole chunk of 16-bit numbers of which each thread has its part: thread 4g + t that of columns 8t to 8t + 7, of rows g and g + 8.
+    /// Writes a whole chunk of 16-bit numbers, each times a scale, of which each thread has its part: thread 4g + t that of columns 8t to 8t + 7, of rows g and g + 8.
     ///
     /// # Safety
     /// As [`write`](Self::write), and whole rows can be written.
     #[inline(always)]
-    unsafe fn write_neighbours<T: Half>(&self, lane: u32, row: u32, values: Neighbours<f32>) {
-        let out = self.out.wrapping_add((row + lane / 4) as usize * self.stride + (lane % 4) as usize * 16);
-        let out = out.wrapping_sub(lane as usize * 2);
-        let [first, second] = values.map(|[a, b, c, d, e, f, g, h]| {
-            [T::pair(a, b), T::pair(c, d), T::pair(e, f), T::pair(g, h)]
-        });
+    unsafe fn write_neighbours(&self, row: u32, values: Neighbours<f32>, scales: Neighbours<f32>) {
+        let scaled = |row: usize| {
+            let ([a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]) = (values[row], scales[row]);
+            [a * i, b * j, c * k, d * l, e * m, f * n, g * o, h * p]
+        };
+        let values = [scaled(0), scaled(1)];
+        // SAFETY: by the caller.
+        unsafe {
+            if self.dtype == DType::F16 as u32 {
+                self.write_two_rows(row, values.map(pairs::<F16>));
+            } else {
+                self.write_two_rows(row, values.map(pairs::<Bf16>));
+            }
+        }
+    }
+
+    /// Writes a thread's eight neighbours of two rows of a chunk, which are eight apart.
+    ///
+    /// # Safety
+    /// As [`write_neighbours`](Self::write_neighbours).
+    #[inline(always)]
+    unsafe fn write_two_rows(&self, row: u32, [first, second]: [[u32; 4]; 2]) {
+        let out = self.two_rows.wrapping_add(row as usize * self.stride);
         // SAFETY: by the caller.
         unsafe {
             store_global_4(out, first);
             store_global_4(out.wrapping_add(8 * self.stride), second);
         }
     }
+}
+
+/// Eight neighbours as numbers of 16 bits.
+#[inline(always)]
+fn pairs<T: Half>([a, b, c, d, e, f, g, h]: [f32; 8]) -> [u32; 4] {
+    [T::pair(a, b), T::pair(c, d), T::pair(e, f), T::pair(g, h)]
 }
 
 impl Sink for Writer {
@@ -327,38 +352,27 @@ impl Sink for Writer {
         row: u32,
         network: &Network<TRANSFORM>,
         bytes: Bytes,
-        unit: u32,
     ) {
         // SAFETY: by the caller; lanes beside the matrix write nothing.
         unsafe {
-            if self.along != Along::Rows {
-                self.chunk::<false>(place, row, network.of_lane(bytes, unit));
+            if self.along != Along::Rows || !network.takes_bytes() {
+                self.chunk::<false>(place, row, network.of_lane(bytes));
                 return;
             }
             // As a number of binary32 this has its last bit at the latents' last place, and half its range on both sides.
-            let zero = 0x4B40_0000 - (Network::<TRANSFORM>::places(unit) << 23);
-            let latents = network.of_bytes(bytes, unit, zero.cast_signed());
-            let values = neighbours(latents).map(|row| {
-                row.map(|latent| f32::from_bits(latent.cast_unsigned()) - f32::from_bits(zero))
-            });
+            let zero = 0x4B40_0000 - (network.places() << 23);
+            let latents = neighbours(network.of_bytes(bytes, zero.cast_signed()));
+            let values = latents
+                .map(|row| row.map(|latent| f32::from_bits(latent.cast_unsigned()) - f32::from_bits(zero)));
             let first = row + place.lane / 4;
-            let of_row = [first, first + 8].map(|row| place.row_scale(row) * place.tensor.latent_unit);
-            let [low, high] = values;
-            let scaled = |values: [f32; 8], scale: f32| {
-                if self.plain {
-                    values.map(|value| value * scale)
-                } else {
-                    let of_columns = self.scales.add((place.lane % 4 * 8) as usize).cast::<[f32; 8]>().read();
-                    let [a, b, c, d, e, f, g, h] = values;
-                    let [i, j, k, l, m, n, o, p] = of_columns.map(|of_column| of_column * scale);
-                    [a * i, b * j, c * k, d * l, e * m, f * n, g * o, h * p]
-                }
-            };
-            let values = [scaled(low, of_row[0]), scaled(high, of_row[1])];
-            if self.dtype == DType::F16 as u32 {
-                self.write_neighbours::<F16>(place.lane, row, values);
+            let scales = [first, first + 8].map(|row| place.row_scale(row) * place.tensor.latent_unit);
+            if self.plain {
+                self.write_neighbours(row, values, scales.map(|scale| [scale; 8]));
             } else {
-                self.write_neighbours::<Bf16>(place.lane, row, values);
+                let [low, high] = self.column_scales.cast::<[[f32; 4]; 2]>().read();
+                let columns = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
+                let scales = scales.map(|scale| columns.map(|column| column * scale));
+                self.write_neighbours(row, values, scales);
             }
         }
     }

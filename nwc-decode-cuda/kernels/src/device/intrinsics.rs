@@ -363,41 +363,38 @@ pub(crate) fn multiply_add(d: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
     }
 }
 
-/// The sum of a matrix of integers, 16 x 8, and the product of two of signed bytes: `a` is 16 x 32, `b` 32 x 8.
-#[inline(always)]
-pub(crate) fn multiply_add_bytes(
-    [mut d0, mut d1, mut d2, mut d3]: [i32; 4],
-    a: [u32; 4],
-    b: [u32; 2],
-) -> [i32; 4] {
-    // SAFETY: registers only; every caller is reached by all threads of its warp.
-    unsafe {
-        asm!(
-            "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {{{d0}, {d1}, {d2}, {d3}}}, {{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}}}, {{{d0}, {d1}, {d2}, {d3}}};",
-            d0 = inout(reg32) d0, d1 = inout(reg32) d1, d2 = inout(reg32) d2, d3 = inout(reg32) d3,
-            a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3],
-            b0 = in(reg32) b[0], b1 = in(reg32) b[1], options(nomem, nostack)
-        );
-    }
-    [d0, d1, d2, d3]
+/// Products of matrices of bytes, and their sum with one of integers, [16, 8], which is kept for other products.
+macro_rules! products_of_bytes {
+    ($($(#[$doc:meta])* $name:ident: $form:literal, [$($a:literal $a_at:literal),*], [$($b:literal $b_at:literal),*];)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        pub(crate) fn $name(
+            [c0, c1, c2, c3]: [i32; 4],
+            a: [u32; { [$($a_at),*].len() }],
+            b: [u32; { [$($b_at),*].len() }],
+        ) -> [i32; 4] {
+            let (d0, d1, d2, d3): (i32, i32, i32, i32);
+            // SAFETY: registers only; every caller is reached by all threads of its warp.
+            unsafe {
+                asm!(
+                    concat!("mma.sync.aligned.", $form, " {{{}, {}, {}, {}}}, {{", $($a,)* "}}, {{", $($b,)* "}}, {{{}, {}, {}, {}}};"),
+                    out(reg32) d0, out(reg32) d1, out(reg32) d2, out(reg32) d3,
+                    $(in(reg32) a[$a_at],)* $(in(reg32) b[$b_at],)*
+                    in(reg32) c0, in(reg32) c1, in(reg32) c2, in(reg32) c3, options(nomem, nostack)
+                );
+            }
+            [d0, d1, d2, d3]
+        }
+    )*};
 }
 
-/// The same of half the depth: `a` is 16 x 16, `b` 16 x 8.
-#[inline(always)]
-pub(crate) fn multiply_add_bytes_16(
-    [mut d0, mut d1, mut d2, mut d3]: [i32; 4],
-    a: [u32; 2],
-    b: u32,
-) -> [i32; 4] {
-    // SAFETY: registers only; every caller is reached by all threads of its warp.
-    unsafe {
-        asm!(
-            "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {{{d0}, {d1}, {d2}, {d3}}}, {{{a0}, {a1}}}, {{{b0}}}, {{{d0}, {d1}, {d2}, {d3}}};",
-            d0 = inout(reg32) d0, d1 = inout(reg32) d1, d2 = inout(reg32) d2, d3 = inout(reg32) d3,
-            a0 = in(reg32) a[0], a1 = in(reg32) a[1], b0 = in(reg32) b, options(nomem, nostack)
-        );
-    }
-    [d0, d1, d2, d3]
+products_of_bytes! {
+    /// [16, 16] and [16, 8], signed.
+    multiply_add_bytes_16: "m16n8k16.row.col.s32.s8.s8.s32", ["{}" 0, ", {}" 1], ["{}" 0];
+    /// [16, 32] and [32, 8], the first without signs.
+    multiply_add_rows: "m16n8k32.row.col.s32.u8.s8.s32", ["{}" 0, ", {}" 1, ", {}" 2, ", {}" 3], ["{}" 0, ", {}" 1];
+    /// [16, 32] and [32, 8], the second without signs.
+    multiply_add_columns: "m16n8k32.row.col.s32.s8.u8.s32", ["{}" 0, ", {}" 1, ", {}" 2, ", {}" 3], ["{}" 0, ", {}" 1];
 }
 
 /// Two numbers limited to 0 .. 255, as the lower bytes of a word whose upper half is the lower half of `above`; the first is the lowest.

@@ -147,7 +147,7 @@ pub(crate) trait Sink {
         self.chunk::<false>(place, row, lane::by_rows(indices, place.tensor.low_bits));
     }
 
-    /// The same for such indices times 2^`unit`, of which a network makes latents.
+    /// The same for indices of which a network makes latents.
     ///
     /// # Safety
     /// All threads of the warp come, with the tensor's network.
@@ -158,10 +158,9 @@ pub(crate) trait Sink {
         row: u32,
         network: &Network<TRANSFORM>,
         bytes: lane::Bytes,
-        unit: u32,
     ) {
         // SAFETY: by the caller.
-        self.chunk::<false>(place, row, unsafe { network.of_lane(bytes, unit) });
+        self.chunk::<false>(place, row, unsafe { network.of_lane(bytes) });
     }
 
     /// Shared memory of the warp that is free between chunks, [`TILE_BYTES`] at a multiple of 16.
@@ -204,8 +203,10 @@ pub(crate) unsafe fn decode<const TRANSFORM: u32>(
 pub(crate) const NONE: u32 = 0;
 /// A transform without hidden layers, or none.
 pub(crate) const LINEAR: u32 = 1;
+/// The same, or one with a hidden layer.
+pub(crate) const LAYER: u32 = 2;
 /// Any.
-pub(crate) const LAYERS: u32 = 2;
+pub(crate) const LAYERS: u32 = 3;
 
 /// That of encoders, if they are not told otherwise: of 64 states. Three low bits are what 4 bits a weight ask for.
 const USUAL_TRELLIS: u32 = 6;
@@ -287,7 +288,7 @@ impl<S: Sink> Work<'_, S> {
                     {
                         lane::synthesise(&place.tensor, indices, rows)
                     } else {
-                        network::<TRANSFORM>(place, *matrix, sink.scratch()).of_indices(indices)
+                        network::<TRANSFORM>(place, *matrix, low_bits, sink.scratch()).of_indices(indices)
                     };
                     sink.chunk::<true>(place, row, latents);
                 } else if synthesis == synthesis::IDENTITY {
@@ -296,8 +297,8 @@ impl<S: Sink> Work<'_, S> {
                     let indices = lane::by_rows(bytes, low_bits);
                     sink.chunk::<false>(place, row, lane::synthesise(&place.tensor, indices, CHUNK as u32));
                 } else {
-                    let network = network::<TRANSFORM>(place, *matrix, sink.scratch());
-                    sink.transform(place, row, &network, bytes, lane::unit_bits(low_bits));
+                    let network = network::<TRANSFORM>(place, *matrix, low_bits, sink.scratch());
+                    sink.transform(place, row, &network, bytes);
                 }
             }
             sink.after(place, row);
@@ -310,11 +311,17 @@ impl<S: Sink> Work<'_, S> {
 /// # Safety
 /// The tensor has one, with this matrix; `scratch` is the warp's.
 #[inline(always)]
-unsafe fn network<const TRANSFORM: u32>(place: &Place, matrix: Matrix, scratch: u32) -> Network<TRANSFORM> {
+unsafe fn network<const TRANSFORM: u32>(
+    place: &Place,
+    matrix: Matrix,
+    low_bits: u32,
+    scratch: u32,
+) -> Network<TRANSFORM> {
     const _: () = assert!(SCRATCH <= TILE_BYTES);
     let Place { tensor, .. } = place;
+    let at = place.tables + tensor.network;
     // SAFETY: by the caller.
-    unsafe { Network::new(tensor.synthesis, matrix, place.tables + tensor.network, scratch, place.lane) }
+    unsafe { Network::new(tensor.synthesis, matrix, at, lane::unit_bits(low_bits), scratch, place.lane) }
 }
 
 /// Which chunks of an item must be decoded with every check.

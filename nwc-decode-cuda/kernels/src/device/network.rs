@@ -3,13 +3,13 @@
 //! What one product gives a thread are the very numbers that it needs for the next, so nothing is moved between layers; and what the last one gives it are neighbours in two rows.
 
 use super::intrinsics::{
-    load_matrices, load_shared, load_shared_2, load_shared_4, multiply_add_bytes, multiply_add_bytes_16,
-    pack_bytes, prmt, store_shared_4, store_shared_f32, sync_warp,
+    load_matrices, load_shared, load_shared_4, multiply_add_bytes_16, multiply_add_columns,
+    multiply_add_rows, pack_bytes, store_shared_4, store_shared_f32, sync_warp,
 };
-use super::item::LAYERS;
-use crate::lane::{Bytes, rows};
+use super::item::{LAYER, LAYERS};
+use crate::lane::{Bytes, by_rows, rows};
 use crate::layout::{CHUNK, LANES, synthesis};
-use crate::network::{BIASES, FRAGMENT, HEAD, Parts, SECOND, row_of};
+use crate::network::{BIASES, FRAGMENT, HEAD, Parts, SECOND, places, row_of};
 
 /// Words from a lane's eight latents to the next lane's, and as many again from eight lanes to the next, so that what threads write at a time goes to different banks.
 const EIGHT: usize = 8;
@@ -35,6 +35,9 @@ pub(crate) const fn neighbours([a, b, c, d]: Latents) -> Neighbours<i32> {
     [[a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]], [a[2], a[3], b[2], b[3], c[2], c[3], d[2], d[3]]]
 }
 
+/// Binary places of activations, and of what comes of them.
+const HIDDEN_PLACES: u32 = places(1, 0);
+
 /// A block of activations as two halves of the lanes are multiplied.
 type Active = [[u32; 4]; 2];
 
@@ -49,6 +52,8 @@ pub(crate) struct Network<const TRANSFORM: u32> {
     lane: u32,
     matrix: Matrix,
     parts: Parts,
+    /// Binary places of the tensor's indices in bytes.
+    unit: u32,
 }
 
 /// The matrix of a synthesis, which a thread keeps from chunk to chunk; of one that is learned it is at an address.
@@ -73,51 +78,73 @@ pub(crate) unsafe fn matrix(synthesis: u32, at: u32, lane: u32) -> Matrix {
 }
 
 impl<const TRANSFORM: u32> Network<TRANSFORM> {
-    /// A synthesis with this matrix, whose network, if it is learned, is at an address; `scratch` is [`SCRATCH`] bytes of the warp, at a multiple of 16.
+    /// A synthesis with this matrix, whose network, if it is learned, is at an address, of indices that are times 2^`unit` in bytes; `scratch` is [`SCRATCH`] bytes of the warp, at a multiple of 16.
     ///
     /// # Safety
     /// The network is there.
     #[inline(always)]
-    pub(crate) unsafe fn new(synthesis: u32, matrix: Matrix, at: u32, scratch: u32, lane: u32) -> Self {
-        let hidden = TRANSFORM == LAYERS && synthesis == synthesis::LAYERS;
+    pub(crate) unsafe fn new(
+        synthesis: u32,
+        matrix: Matrix,
+        at: u32,
+        unit: u32,
+        scratch: u32,
+        lane: u32,
+    ) -> Self {
+        let hidden = TRANSFORM >= LAYER && synthesis >= synthesis::LAYER;
         // SAFETY: by the caller.
         let parts = Parts::new(if hidden { unsafe { load_shared(at) } } else { 0 });
-        Self { at: at + 4 * HEAD, scratch, lane, matrix, parts }
+        Self { at: at + 4 * HEAD, scratch, lane, matrix, parts, unit }
     }
 
-    /// The binary places that [`of_bytes`](Self::of_bytes) gives for bytes that are indices times 2^`unit`.
+    /// The binary places that [`of_bytes`](Self::of_bytes) gives.
     #[inline(always)]
-    pub(crate) const fn places(unit: u32) -> u32 {
-        if TRANSFORM == LAYERS { 0 } else { unit }
+    pub(crate) const fn places(&self) -> u32 {
+        if TRANSFORM >= LAYER { HIDDEN_PLACES } else { self.unit }
     }
 
-    /// The latents of chunks whose indices, times 2^`unit`, are bytes: with [`places`](Self::places), and `zero` added. They are below 2^22 in magnitude.
+    /// Whether [`of_bytes`](Self::of_bytes) can be asked: what hidden layers give has a binary place, and so must have what the matrix gives.
+    #[inline(always)]
+    pub(crate) const fn takes_bytes(&self) -> bool {
+        TRANSFORM < LAYER || self.unit >= HIDDEN_PLACES
+    }
+
+    /// The latents of chunks that [are bytes](Self::takes_bytes): with [`places`](Self::places), and `zero` added. They are below 2^22 in magnitude.
     ///
     /// # Safety
     /// All threads of the warp come, to scratch that is theirs.
     #[inline(always)]
-    pub(crate) unsafe fn of_bytes(&self, bytes: Bytes, unit: u32, zero: i32) -> Latents {
+    pub(crate) unsafe fn of_bytes(&self, bytes: Bytes, zero: i32) -> Latents {
         // SAFETY: by the caller.
         unsafe {
             let inputs = self.share(bytes);
-            if TRANSFORM == LAYERS {
+            if TRANSFORM < LAYER {
+                return self.linear([[zero; 4]; 4], inputs);
+            }
+            let sums = if self.unit > HIDDEN_PLACES {
                 let sums = self.linear([[0; 4]; 4], inputs);
-                self.add_hidden(sums.map(|sums| sums.map(|sum| (sum >> unit) + zero)), inputs, unit)
+                sums.map(|sums| sums.map(|sum| (sum >> (self.unit - HIDDEN_PLACES)) + zero))
             } else {
                 self.linear([[zero; 4]; 4], inputs)
-            }
+            };
+            self.add_hidden::<false>(sums, inputs)
         }
     }
 
-    /// The latents of the thread's own chunk, whose indices, times 2^`unit`, are bytes.
+    /// The latents of the thread's own chunk, given as bytes.
     ///
     /// # Safety
     /// As there.
     #[inline(always)]
-    pub(crate) unsafe fn of_lane(&self, bytes: Bytes, unit: u32) -> [i32; CHUNK] {
+    pub(crate) unsafe fn of_lane(&self, bytes: Bytes) -> [i32; CHUNK] {
         // SAFETY: by the caller.
-        let latents = unsafe { self.to_lanes(self.of_bytes(bytes, unit, 0)) };
-        rows!(ROW => latents[ROW] >> Self::places(unit))
+        unsafe {
+            if !self.takes_bytes() {
+                return self.of_indices(by_rows(bytes, 4 - self.unit));
+            }
+            let latents = self.to_lanes(self.of_bytes(bytes, 0));
+            rows!(ROW => latents[ROW] >> self.places())
+        }
     }
 
     /// The same of any indices.
@@ -132,15 +159,17 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
         let up = |latents: Latents| latents.map(|sums| sums.map(|sum| sum << 8));
         // SAFETY: by the caller.
         unsafe {
+            let mut sums = [[0; 4]; 4];
+            if TRANSFORM >= LAYER {
+                let inputs = self.share(low_bytes(rows!(ROW => indices[ROW].clamp(-128, 127))));
+                sums = self.add_hidden::<true>(sums, inputs);
+            }
+            let hidden = sums.map(|sums| sums.map(|sum| sum >> HIDDEN_PLACES));
             let sums = self.linear([[0; 4]; 4], self.share(low_bytes(high)));
             let sums = self.linear(up(sums), self.share(low_bytes(middle)));
-            let sums = self.linear(up(sums), self.share(low_bytes(indices)));
-            self.to_lanes(if TRANSFORM == LAYERS {
-                let inputs = self.share(low_bytes(rows!(ROW => indices[ROW].clamp(-128, 127))));
-                self.add_hidden(sums, inputs, 0)
-            } else {
-                sums
-            })
+            let [a, b, c, d] = self.linear(up(sums), self.share(low_bytes(indices)));
+            let add = |[a, b, c, d]: Sums, [e, f, g, h]: Sums| [a + e, b + f, c + g, d + h];
+            self.to_lanes([add(a, hidden[0]), add(b, hidden[1]), add(c, hidden[2]), add(d, hidden[3])])
         }
     }
 
@@ -170,18 +199,18 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
         unsafe { load_shared(self.at + 4 * (place + number * FRAGMENT + self.lane)) }
     }
 
-    /// Adds products of a chunk with the weights of eight units.
+    /// Products of a chunk with the weights of eight units, and their biases, which `CAREFUL` inputs, not being in bytes as others, need as they are.
     #[inline(always)]
-    unsafe fn add_inputs(
+    unsafe fn inputs<const CAREFUL: bool>(
         &self,
-        [low, high]: [Sums; 2],
         [a, b, c, d]: [u32; 4],
         place: u32,
         eight: u32,
     ) -> [Sums; 2] {
         // SAFETY: by the caller.
-        let weights = unsafe { self.fragment(place, eight) };
-        [multiply_add_bytes_16(low, [a, b], weights), multiply_add_bytes_16(high, [c, d], weights)]
+        let (weights, biases) = unsafe { (self.fragment(place + BIASES, eight), self.biases(place, eight)) };
+        let biases = if CAREFUL { biases.map(|bias| bias >> self.unit) } else { biases };
+        [multiply_add_bytes_16(biases, [a, b], [weights]), multiply_add_bytes_16(biases, [c, d], [weights])]
     }
 
     /// Adds products of a block of activations with the weights of eight units.
@@ -189,33 +218,33 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
     unsafe fn add_active(&self, [low, high]: [Sums; 2], active: Active, place: u32, eight: u32) -> [Sums; 2] {
         // SAFETY: by the caller.
         let weights = unsafe { [self.fragment(place, 2 * eight), self.fragment(place, 2 * eight + 1)] };
-        [multiply_add_bytes(low, active[0], weights), multiply_add_bytes(high, active[1], weights)]
+        [multiply_add_rows(low, active[0], weights), multiply_add_rows(high, active[1], weights)]
     }
 
     /// Adds what the matrix gives.
     #[inline(always)]
     fn linear(&self, [a, b, c, d]: Latents, inputs: [u32; 4]) -> Latents {
-        let add = |sums: Sums, input: u32| multiply_add_bytes_16(sums, self.matrix, input);
+        let add = |sums: Sums, input: u32| multiply_add_bytes_16(sums, self.matrix, [input]);
         [add(a, inputs[0]), add(b, inputs[1]), add(c, inputs[2]), add(d, inputs[3])]
     }
 
-    /// Adds what the hidden layers make of the inputs, which are indices times 2^`unit`.
+    /// Adds what the hidden layers make of the inputs, with [`HIDDEN_PLACES`].
     #[inline(always)]
-    unsafe fn add_hidden(&self, mut sums: Latents, inputs: [u32; 4], unit: u32) -> Latents {
+    unsafe fn add_hidden<const CAREFUL: bool>(&self, mut sums: Latents, inputs: [u32; 4]) -> Latents {
         let Parts { blocks, .. } = self.parts;
         // SAFETY: by the caller.
         unsafe {
-            if blocks[1] == 0 {
+            if TRANSFORM == LAYER || blocks[1] == 0 {
                 let mut block = 0;
                 while block < blocks[0] {
-                    sums = self.add_output(sums, block, self.first(block, inputs, unit));
+                    sums = self.add_output(sums, block, self.first::<CAREFUL>(block, inputs));
                     block += 1;
                 }
                 return sums;
             }
             let before = [
-                self.first(0, inputs, unit),
-                if blocks[0] > 1 { self.first(1, inputs, unit) } else { [[0; 4]; 2] },
+                self.first::<CAREFUL>(0, inputs),
+                if blocks[0] > 1 { self.first::<CAREFUL>(1, inputs) } else { [[0; 4]; 2] },
             ];
             let mut block = 0;
             while block < blocks[1] {
@@ -228,13 +257,18 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
 
     /// The activations of a block of the first layer.
     #[inline(always)]
-    unsafe fn first(&self, block: u32, inputs: [u32; 4], unit: u32) -> Active {
+    unsafe fn first<const CAREFUL: bool>(&self, block: u32, inputs: [u32; 4]) -> Active {
         let place = self.parts.first(block);
-        let shift = self.parts.shifts[0] + unit;
+        let [shift, _] = self.parts.shifts;
         // SAFETY: by the caller.
         let eight = |eight: u32| unsafe {
-            let sums = self.add_inputs(self.biases(place, eight, unit), inputs, place + BIASES, eight);
-            shifted(sums, shift)
+            let sums = self.inputs::<CAREFUL>(inputs, place, eight);
+            // Without places of their own sums get that of the activations.
+            if CAREFUL {
+                shifted(sums.map(|sums| sums.map(|sum| sum << HIDDEN_PLACES)), shift)
+            } else {
+                shifted(sums, shift + self.unit - HIDDEN_PLACES)
+            }
         };
         activate([eight(0), eight(1), eight(2), eight(3)])
     }
@@ -246,7 +280,8 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
         let weights = place + BIASES;
         // SAFETY: by the caller.
         let eight = |eight: u32| unsafe {
-            let mut sums = self.add_active(self.biases(place, eight, 0), before[0], weights, eight);
+            let biases = self.biases(place, eight);
+            let mut sums = self.add_active([biases, biases], before[0], weights, eight);
             if self.parts.blocks[0] > 1 {
                 sums = self.add_active(sums, before[1], weights + SECOND, eight);
             }
@@ -261,18 +296,16 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
         let place = self.parts.output(block);
         // SAFETY: by the caller.
         let weights = unsafe { [0, 2, 1, 3].map(|number| self.fragment(place, number)) };
-        let add = |sums: Sums, first: u32, second: u32| multiply_add_bytes(sums, weights, [first, second]);
+        let add = |sums: Sums, first: u32, second: u32| multiply_add_columns(sums, weights, [first, second]);
         [add(a, low[0], low[2]), add(b, low[1], low[3]), add(c, high[0], high[2]), add(d, high[1], high[3])]
     }
 
-    /// The biases of eight units of a block at a place, times 2^`unit`.
+    /// The biases of eight units of a block at a place, for a thread's two lanes.
     #[inline(always)]
-    unsafe fn biases(&self, place: u32, eight: u32, unit: u32) -> [Sums; 2] {
-        let at = self.at + 4 * (place + eight * 8 + self.lane % 4 * 2);
+    unsafe fn biases(&self, place: u32, eight: u32) -> Sums {
+        let at = self.at + 4 * (place + eight * 16 + self.lane % 4 * 4);
         // SAFETY: by the caller.
-        let biases = unsafe { load_shared_2(at) }.map(|bias| bias.to_bits().cast_signed() << unit);
-        let of_lane = [biases[0], biases[1], biases[0], biases[1]];
-        [of_lane, of_lane]
+        unsafe { load_shared_4(at) }.map(|bias| bias.to_bits().cast_signed())
     }
 
     /// Gives every thread the latents of its own lane.
@@ -300,9 +333,7 @@ impl<const TRANSFORM: u32> Network<TRANSFORM> {
         (put(0), put(1), put(2), put(3), put(4), put(5), put(6), put(7));
         sync_warp();
         // SAFETY: by the caller.
-        unsafe {
-            [load_shared_4(from), load_shared_4(from + 4 * WORD)]
-        }
+        unsafe { [load_shared_4(from), load_shared_4(from + 4 * WORD)] }
     }
 }
 
@@ -316,14 +347,13 @@ fn shifted([low, high]: [Sums; 2], shift: u32) -> Shifted {
     [half(low), half(high)]
 }
 
-/// A block of activations of the shifted sums of its eights: a word for sixteen units, the first eight's in its lower half.
+/// A block of activations of the shifted sums of its eights, which have a binary place: a byte's range, and its last bit away, are 0 to 127 with such a place. A word for sixteen units, the first eight's in its lower half.
 #[inline(always)]
 fn activate([a, b, c, d]: [Shifted; 4]) -> Active {
     let half = |half: usize| {
         let word = |low: Shifted, high: Shifted, lane: usize| {
             let bytes = pack_bytes(pack_bytes(0, high[half][lane]), low[half][lane]);
-            // Bytes above 127 become that: their highest bit, copied to the others, sets them, and is cleared.
-            (bytes | prmt(bytes, 0, 0xBA98)) & 0x7F7F_7F7F
+            bytes & 0xFEFE_FEFE
         };
         [word(a, b, 0), word(a, b, 1), word(c, d, 0), word(c, d, 1)]
     };
