@@ -50,6 +50,11 @@ enum Experiment {
         /// Folder with models/
         assets: Option<PathBuf>,
     },
+    /// Each tensor against ideal scalar quantisation, and against no transform
+    HeldOut {
+        /// Folder with models/
+        assets: Option<PathBuf>,
+    },
     /// What each choice of the encoder and each part of the file costs
     Overhead {
         /// Folder with models/
@@ -59,6 +64,8 @@ enum Experiment {
 
 #[path = "experiment/ablations.rs"]
 mod ablations;
+#[path = "experiment/held_out.rs"]
+mod held_out;
 #[path = "experiment/importance.rs"]
 mod importance;
 #[path = "experiment/low_rank.rs"]
@@ -81,6 +88,7 @@ fn main() -> Result<()> {
         Experiment::Importance { assets } => importance::run(assets.as_deref())?,
         Experiment::LowRank { assets } => low_rank::run(assets.as_deref())?,
         Experiment::Preprocessing { assets } => preprocessing::run(assets.as_deref())?,
+        Experiment::HeldOut { assets } => held_out::run(assets.as_deref())?,
         Experiment::Overhead { assets } => overhead(assets.as_deref())?,
     };
     println!("{}", serde_json::to_string_pretty(&results)?);

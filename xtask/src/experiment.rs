@@ -21,6 +21,8 @@ pub(crate) enum Subject {
     Preprocessing,
     /// Learned, Hadamard and no synthesis, and codes chosen anew, on `$NWC_ASSETS`: about 10 minutes
     Synthesis,
+    /// Each tensor of the models of `$NWC_ASSETS` against ideal scalar quantisation and against no transform: about 5 minutes
+    HeldOut,
     /// What each choice of the encoder and each part of the file costs: about 2 minutes
     Overhead,
 }
@@ -38,6 +40,7 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
         Subject::Importance => ("importance", [assets, None]),
         Subject::LowRank => ("low-rank", [assets, None]),
         Subject::Preprocessing => ("preprocessing", [assets, None]),
+        Subject::HeldOut => ("held-out", [assets, None]),
         Subject::Overhead => ("overhead", [assets, None]),
         Subject::Synthesis => return syntheses(assets),
     };

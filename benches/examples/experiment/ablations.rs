@@ -135,7 +135,7 @@ fn decode_speed(file: &mut File) -> Result<f64> {
 }
 
 /// A coded matrix [rows, columns] with its rows' deviations.
-struct Matrix {
+pub struct Matrix {
     columns: usize,
     /// Of rows that have been divided by their deviation.
     weights: Vec<f32>,
@@ -144,7 +144,7 @@ struct Matrix {
 
 impl Matrix {
     /// All that the default settings would code, as [out, in].
-    fn all(source: &dyn TensorSource) -> Vec<Self> {
+    pub fn all(source: &dyn TensorSource) -> Vec<Self> {
         let selection = Selection::default();
         (0..source.len())
             .filter_map(|index| {
@@ -234,7 +234,7 @@ fn vector_quantised(matrices: &[Matrix], bits: u32) -> (f64, f64) {
 }
 
 /// Fourth moment over the squared second, of all weights once their rows are normalised, or of what they are transformed to.
-fn kurtosis(matrices: &[Matrix], transform: &Transform) -> f64 {
+pub fn kurtosis(matrices: &[Matrix], transform: &Transform) -> f64 {
     let (mut second, mut fourth, mut count) = (0.0, 0.0, 0.0);
     for matrix in matrices {
         let rows = matrix.deviations.len();
