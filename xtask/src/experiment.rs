@@ -21,7 +21,7 @@ pub(crate) enum Subject {
     Preprocessing,
     /// Learned, Hadamard and no synthesis, and codes chosen anew, on `$NWC_ASSETS`: about 10 minutes
     Synthesis,
-    /// Each tensor of the models of `$NWC_ASSETS` against ideal scalar quantisation and against no transform: about 5 minutes
+    /// Each tensor of the models of `$NWC_ASSETS` against ideal scalar quantisation and against no transform: about 4 minutes
     HeldOut,
     /// What each choice of the encoder and each part of the file costs: about 2 minutes
     Overhead,

@@ -220,7 +220,16 @@ pub fn run(assets: Option<&Path>) -> Result<Value> {
             table(&summary, reading)?
         );
     }
-    Ok(json!({ "summary": summary, "tensors": lines }))
+    lines.retain(is_remarkable);
+    Ok(json!({ "summary": summary, "remarkable": lines }))
+}
+
+/// Whether a tensor in its model's container misses the claim, or is worse than without a transform by more than a hundredth.
+fn is_remarkable(line: &Value) -> bool {
+    const WORSE: f64 = 1.01;
+    let size = usize::from(line["weights"].as_u64() >= Some(LARGE));
+    let above = |key: &str, limit: f64| line["in_model"][key].as_f64() > Some(limit);
+    above("nmse_over_ecsq", CLAIMED[size]) || above("nmse_over_identity", WORSE)
 }
 
 /// Lines of each model, size and rate together.
