@@ -8,6 +8,7 @@ use flate2::write::ZlibEncoder;
 use nwc_decode_core::{Coding, Container, DType, FORMAT_VERSION, SectionKind};
 use serde::Serialize;
 
+use crate::latents::{NETWORK_ATTACHMENT, TENSORS_ATTACHMENT, attachment_bytes};
 use crate::{Error, Result, seek};
 
 const MAGIC: [u8; 8] = [0x89, b'N', b'W', b'C', 0x0D, 0x0A, 0x1A, 0x0A];
@@ -370,11 +371,11 @@ pub fn attachments_section(files: &[(String, Vec<u8>)]) -> io::Result<Vec<u8>> {
 pub struct Split {
     /// Streams of tiles: lane states and words. What columns' classes cost is in here.
     pub payload: u64,
-    /// Streams of rows' side information.
+    /// Streams of rows' side information; deviations and levels that go with latents.
     pub side: u64,
     /// Probability tables.
     pub tables: u64,
-    /// The rest of the codecs.
+    /// The rest of the codecs, and the network that makes weights of latents.
     pub codec: u64,
     /// Header, section table, directory, seek points, padding, and the ends and checksums of streams.
     pub directory: u64,
@@ -410,6 +411,17 @@ impl Split {
                     split.raw += (tensor.stored_bytes() + tensor.entry_bytes()) as u64;
                 }
             }
+        }
+        // A network that weights are restored with, and what it needs to know of each tensor, are no files of the user's. Attachments that cannot be read are all counted as such.
+        for attachment in container.attachments().into_iter().flatten() {
+            let part = match attachment.name {
+                NETWORK_ATTACHMENT => &mut split.codec,
+                TENSORS_ATTACHMENT => &mut split.side,
+                _ => continue,
+            };
+            let bytes = attachment_bytes(&attachment);
+            *part += bytes;
+            split.attachments -= bytes;
         }
         let rest = split.payload + split.side + split.tables + split.codec + split.raw + split.attachments;
         split.directory = container.file_bytes() as u64 - rest;

@@ -3,12 +3,13 @@
 //! A layer's output error is `tr(E H E^T)`, with `H = E[x x^T]` of its inputs: an error of input k counts `H_kk` times. At a given rate it is least if the steps of inputs are
 //! proportional to `1/sqrt(H_kk)` (reverse water-filling); the paper (arXiv 2510.11234) has four levels in place of that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use nwc_decode_core::DType;
 
 use crate::model::Model;
+use crate::progress::Progress;
 use crate::tensors::to_f32;
 use crate::{Error, Result};
 
@@ -104,9 +105,25 @@ impl Importance {
         }
     }
 
-    /// The names of all tensors that have a diagonal.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.diagonals.keys().map(String::as_str)
+    /// How steps follow it.
+    pub fn steps(&self) -> Steps {
+        self.steps
+    }
+
+    /// Says which names are of none of the tensors that are `coded`.
+    pub(crate) fn warn_of_strangers<'a>(
+        &self,
+        coded: impl Iterator<Item = &'a str>,
+        progress: &dyn Progress,
+    ) {
+        let known: HashSet<&str> = coded.collect();
+        let names = self.diagonals.keys().map(String::as_str);
+        let mut strangers: Vec<&str> = names.filter(|name| !known.contains(name)).collect();
+        strangers.sort_unstable();
+        if let Some(first) = strangers.first() {
+            let count = strangers.len();
+            progress.warn(&format!("{count} tensors of the importance are not coded here, {first:?} first"));
+        }
     }
 
     /// The step of each input, in octaves: above or below the tensor's.

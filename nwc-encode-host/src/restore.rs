@@ -189,7 +189,7 @@ impl<'a> Decoder<'a> {
     pub fn in_batches<T: Send>(
         &self,
         indices: impl IntoIterator<Item = usize>,
-        decode: impl Fn(&Tensor<'a>) -> T + Sync,
+        decode: impl Fn(usize, &Tensor<'a>) -> T + Sync,
         mut then: impl FnMut(usize, T) -> Result<()>,
     ) -> Result<()> {
         /// Elements that are decoded at once, unless one tensor has more.
@@ -204,7 +204,8 @@ impl<'a> Decoder<'a> {
                 elements += self.tensors[index].elements();
                 batch.push(index);
             }
-            let decoded: Vec<T> = batch.par_iter().map(|&index| decode(&self.tensors[index])).collect();
+            let decoded: Vec<T> =
+                batch.par_iter().map(|&index| decode(index, &self.tensors[index])).collect();
             for (index, result) in batch.into_iter().zip(decoded) {
                 then(index, result)?;
             }

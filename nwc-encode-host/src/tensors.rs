@@ -4,6 +4,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use nwc_decode_core::DType;
 
+use crate::compress::{Selection, View};
 use crate::model::Model;
 
 /// Name, type and dimensions of a tensor.
@@ -32,6 +33,15 @@ pub trait TensorSource: Sync {
 
     /// Its elements, row-major, little endian, not necessarily aligned.
     fn bytes(&self, index: usize) -> &[u8];
+
+    /// The view through which it is coded.
+    ///
+    /// # Errors
+    /// The reason for leaving it raw.
+    fn view(&self, index: usize, selection: &Selection) -> Result<View, &'static str> {
+        let TensorInfo { name, dtype, shape } = self.tensor(index);
+        selection.view(name, dtype, shape)
+    }
 }
 
 impl TensorSource for Model {

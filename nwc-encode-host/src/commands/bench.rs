@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Outcome;
 use super::compress::{CodingArgs, open, scratch_file};
-use crate::compress::{Target, compress};
+use crate::compress::Target;
 use crate::device::{Device, Gpu};
 use crate::progress::Progress;
 use crate::restore::{ContainerFile, Decoder, Restorer, TableMemory, damaged};
@@ -41,9 +41,9 @@ pub struct RdArgs {
     /// Number of weights of the random matrix, which is square
     #[arg(long, default_value_t = 4_194_304)]
     pub n: usize,
-    /// Bits per weight
+    /// Bits per weight; a codec of the profile `paper` has its own
     #[arg(long, allow_negative_numbers = true)]
-    pub bits: f64,
+    pub bits: Option<f64>,
     /// Seed of the random matrix
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -109,7 +109,7 @@ pub fn run(command: &BenchCommand, progress: &dyn Progress) -> Result<Outcome> {
 }
 
 fn rate_distortion(args: &RdArgs, progress: &dyn Progress) -> Result<Outcome> {
-    let settings = args.coding.settings(Target::Bits(args.bits))?;
+    let coder = args.coding.coder(args.bits.map(Target::Bits), 0)?;
     let mut weights = Vec::new();
     let source: Box<dyn TensorSource> = match (&args.model, args.source) {
         (Some(path), _) => Box::new(open(path)?),
@@ -128,12 +128,13 @@ fn rate_distortion(args: &RdArgs, progress: &dyn Progress) -> Result<Outcome> {
             Box::new(tensors)
         }
     };
-    let report = compress(&*source, Vec::new(), &settings, progress, &mut scratch_file()?).map_err(
-        |error| match &args.model {
+    let report =
+        coder.compress(&*source, Vec::new(), progress, &mut scratch_file()?).map_err(|error| match &args
+            .model
+        {
             Some(path) => error.file(path),
             None => error,
-        },
-    )?;
+        })?;
     if let Some(path) = &args.model {
         // The scalar quantiser is given the coded weights of all tensors at once, each row divided by its deviation as ours are.
         weights = normalised_rows(&*source, &report)

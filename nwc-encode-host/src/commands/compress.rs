@@ -12,13 +12,15 @@ use serde_json::{Value, json};
 
 use super::{Outcome, human_bytes, split_lines};
 use crate::atomic::AtomicFile;
-use crate::codec_file;
+use crate::codec_file::{self, Codec, FloatCodec};
 use crate::coding::transform::Transform;
 use crate::compress::{DEFAULT_QUANTISER, Report, Selection, Settings, Target, Tuning, compress, quantiser};
 use crate::container::attachments_section;
 use crate::importance::{Importance, Steps};
+use crate::latents;
 use crate::model::{Model, SkipReason};
 use crate::progress::Progress;
+use crate::tensors::TensorSource;
 use crate::{Error, Result};
 
 /// The attachment that says how to write the folder back (docs/bitstream.md §11.2).
@@ -26,7 +28,7 @@ pub(crate) const SOURCE_MANIFEST: &str = "nwc:source";
 
 /// Compress a model: a Hugging Face folder or a .safetensors file.
 #[derive(Debug, Args)]
-#[group(id = "rate", required = true, multiple = false, args = ["bits", "size", "step"])]
+#[group(id = "rate", multiple = false, args = ["bits", "size", "step"])]
 pub struct CompressArgs {
     /// Folder with config.json and weights, or a .safetensors file
     pub model: PathBuf,
@@ -62,7 +64,7 @@ pub struct CodingArgs {
     /// scalar, or trellis8 .. trellis256 by number of states
     #[arg(long, default_value = DEFAULT_QUANTISER, value_name = "NAME")]
     pub quantizer: String,
-    /// How indices become weights: identity, hadamard (a transform down each column), or a file that `train` wrote; default is hadamard. All but identity only where they save bits
+    /// How indices become weights: identity, hadamard (a transform down each column), or a file that `train` wrote; default is hadamard. All but identity only where they save bits. One of the profile `paper` has a rate of its own
     #[arg(long, default_value = "default", value_name = "NAME or FILE")]
     pub codec: String,
     /// Transform all tensors, also where that saves nothing: to measure
@@ -103,12 +105,13 @@ pub enum ImportanceChoice {
 }
 
 impl CodingArgs {
-    /// What the inputs of tensors matter, if steps are to follow that.
-    fn importance(&self) -> Result<Option<Importance>> {
+    /// What the inputs of tensors matter, if steps are to follow that; `unless_told` says how.
+    fn importance(&self, unless_told: Steps) -> Result<Option<Importance>> {
         let steps = match self.importance {
             Some(ImportanceChoice::None) => Steps::None,
             Some(ImportanceChoice::Levels) => Steps::Levels,
-            Some(ImportanceChoice::Continuous) | None => Steps::Continuous,
+            Some(ImportanceChoice::Continuous) => Steps::Continuous,
+            None => unless_told,
         };
         match &self.hessians {
             Some(path) => Importance::open(path, steps).map(Some),
@@ -118,43 +121,116 @@ impl CodingArgs {
         }
     }
 
-    /// The settings for a rate.
+    fn selection(&self) -> Selection {
+        Selection {
+            min_weights: self.min_weights,
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            ..Selection::default()
+        }
+    }
+
+    /// How to code for a rate, with a seek point at least every so many rows.
     ///
     /// # Errors
-    /// A quantiser or a power that there is not, or what is wrong with the Hessians.
-    pub fn settings(&self, target: Target) -> Result<Settings> {
+    /// A quantiser, a codec or a power that there is not, a rate or an option that the codec does not have, no rate where one is needed, or what is wrong with the Hessians.
+    pub(crate) fn coder(&self, target: Option<Target>, seek_rows: usize) -> Result<Coder> {
+        let transform = match self.codec.as_str() {
+            "identity" => Transform::Identity,
+            "default" | "hadamard" => Transform::Hadamard,
+            file => match codec_file::open(Path::new(file))? {
+                Codec::Integer(transform) => transform,
+                Codec::Float(codec) => {
+                    let settings = self.latent_settings(target).map_err(|error| error.file(file))?;
+                    return Ok(Coder { settings: Settings { seek_rows, ..settings }, codec: Some(codec) });
+                }
+            },
+        };
         let quantiser = quantiser(&self.quantizer).ok_or_else(|| {
             Error::input(format!("there is no quantizer \"{}\"", self.quantizer))
                 .remedy("use scalar, trellis8, trellis16, trellis32, trellis64, trellis128 or trellis256")
         })?;
-        let transform = match self.codec.as_str() {
-            "identity" => Transform::Identity,
-            "default" | "hadamard" => Transform::Hadamard,
-            file => codec_file::open(Path::new(file))?,
-        };
         let tuning = Tuning { transform_always: self.everywhere, ..Tuning::default() };
         if !(0.0..=1.0).contains(&self.row_alpha) {
             return Err(Error::input(format!("--row-alpha {} is out of range", self.row_alpha))
                 .remedy("give a power from 0 (all rows one step) to 1 (rows normalised)"));
         }
-        let selection = Selection {
-            min_weights: self.min_weights,
-            include: self.include.clone(),
-            exclude: self.exclude.clone(),
-            ..Selection::default()
-        };
-        let importance = self.importance()?;
+        let importance = self.importance(Steps::Continuous)?;
         let row_alpha = self.row_alpha;
-        Ok(Settings {
+        let target = target.ok_or_else(no_rate)?;
+        let settings = Settings {
             quantiser,
             transform,
             row_alpha,
             importance,
-            selection,
+            seek_rows,
+            selection: self.selection(),
             tuning,
             code_rounds: self.optimise_codes,
             ..Settings::new(target)
-        })
+        };
+        Ok(Coder { settings, codec: None })
+    }
+
+    /// The settings for a codec of the paper's, which decides alone what becomes of weights.
+    fn latent_settings(&self, target: Option<Target>) -> Result<Settings> {
+        let option = match target {
+            Some(Target::Bits(_)) => Some("--bits"),
+            Some(Target::Size(_)) => Some("--size"),
+            Some(Target::Step(_)) => Some("--step"),
+            None => None,
+        };
+        if let Some(option) = option {
+            return Err(Error::input(format!("has the rate that it was trained for, which {option} cannot change"))
+                .remedy(format!("leave {option} out, or train with another --lambda: 100 comes to about 3 bits a weight, 300 to 4")));
+        }
+        let unknown = [
+            ("--quantizer", ![DEFAULT_QUANTISER, "scalar"].contains(&self.quantizer.as_str())),
+            ("--everywhere", self.everywhere),
+            ("--optimise-codes", self.optimise_codes > 0),
+            ("--row-alpha", (self.row_alpha - 1.0).abs() > 0.0 || self.row_alpha.is_nan()),
+            ("--importance continuous", self.importance == Some(ImportanceChoice::Continuous)),
+        ];
+        if let Some((option, _)) = unknown.into_iter().find(|(_, given)| *given) {
+            return Err(Error::input(format!("is a codec of the profile `paper`, which has no {option}"))
+                .remedy(format!("leave {option} out, or use another codec")));
+        }
+        let (selection, importance) = (self.selection(), self.importance(Steps::Levels)?);
+        Ok(Settings { selection, importance, ..Settings::new(Target::Step(1.0)) })
+    }
+}
+
+fn no_rate() -> Error {
+    Error::input("no rate is given").remedy("add --bits, --size or --step")
+}
+
+/// What compresses.
+#[derive(Debug)]
+pub(crate) struct Coder {
+    settings: Settings,
+    /// The paper's, which makes latents; none for integers.
+    codec: Option<Box<FloatCodec>>,
+}
+
+impl Coder {
+    /// Compresses `source` into `out`, with these files attached.
+    ///
+    /// # Errors
+    /// Bad input, a rate out of reach, or the operating system's.
+    pub(crate) fn compress(
+        &self,
+        source: &dyn TensorSource,
+        files: Vec<(String, Vec<u8>)>,
+        progress: &dyn Progress,
+        out: &mut fs::File,
+    ) -> Result<Report> {
+        if let Some(codec) = &self.codec {
+            return latents::compress(source, files, codec, &self.settings, progress, out);
+        }
+        let attachments = attachments_section(&files).map_err(|error| {
+            Error::input(format!("cannot compress the attachments: {error}")).source(error)
+        })?;
+        compress(source, attachments, &self.settings, progress, out)
     }
 }
 
@@ -164,32 +240,24 @@ impl CodingArgs {
 /// Bad usage, bad input, a rate out of reach, or the operating system's.
 pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
     let started = Instant::now();
-    let target = match (args.bits, args.size, args.step) {
-        (Some(bits), ..) => Target::Bits(bits),
-        (_, Some(bytes), _) => Target::Size(bytes),
-        (.., Some(step)) => Target::Step(step),
-        _ => return Err(Error::input("no rate is given").remedy("add --bits, --size or --step")),
-    };
+    let bits = args.bits.map(Target::Bits);
+    let target = bits.or(args.size.map(Target::Size)).or(args.step.map(Target::Step));
     if (1..CHUNK_ROWS).contains(&args.seek_points) {
         return Err(Error::input(format!("--seek-points {} is too close", args.seek_points))
             .remedy(format!("give 0 for none, or at least {CHUNK_ROWS}")));
     }
-    let settings = Settings { seek_rows: args.seek_points, ..args.coding.settings(target)? };
+    let coder = args.coding.coder(target, args.seek_points)?;
     // The output first: to find out after an hour of work that it cannot be written helps nobody.
     let mut output = match &args.output {
         Some(path) if !args.dry_run => Some(AtomicFile::create(path, args.force)?),
         _ => None,
     };
     let model = open(&args.model)?;
-    let attachments = attachments(&model, progress)?;
+    let files = attached_files(&model, progress)?;
     let name_file = |error: Error| error.file(&args.model);
     let report = match &mut output {
-        Some(output) => {
-            compress(&model, attachments, &settings, progress, output.file()).map_err(name_file)?
-        }
-        None => {
-            compress(&model, attachments, &settings, progress, &mut scratch_file()?).map_err(name_file)?
-        }
+        Some(output) => coder.compress(&model, files, progress, output.file()).map_err(name_file)?,
+        None => coder.compress(&model, files, progress, &mut scratch_file()?).map_err(name_file)?,
     };
     if let Some(output) = output {
         progress.check()?;
@@ -225,7 +293,7 @@ pub(crate) fn open(path: &Path) -> Result<Model> {
 }
 
 /// The files that travel with the weights, and how to write the folder back.
-fn attachments(model: &Model, progress: &dyn Progress) -> Result<Vec<u8>> {
+fn attached_files(model: &Model, progress: &dyn Progress) -> Result<Vec<(String, Vec<u8>)>> {
     for skipped in model.skipped() {
         if matches!(skipped.reason, SkipReason::TooLarge { .. } | SkipReason::Weights | SkipReason::Name) {
             progress.warn(&format!("{} is not taken along: {}", skipped.name, skipped.reason));
@@ -242,8 +310,7 @@ fn attachments(model: &Model, progress: &dyn Progress) -> Result<Vec<u8>> {
             fs::read(&attachment.path).map_err(|error| Error::io("cannot read", &attachment.path, error))?;
         contents.push((attachment.name.clone(), content));
     }
-    attachments_section(&contents)
-        .map_err(|error| Error::input(format!("cannot compress the attachments: {error}")).source(error))
+    Ok(contents)
 }
 
 /// The keys of docs/cli.md.

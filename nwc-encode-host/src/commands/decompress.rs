@@ -15,6 +15,7 @@ use serde_json::json;
 use super::Outcome;
 use super::compress::SOURCE_MANIFEST;
 use crate::device::{Device, Gpu};
+use crate::latents::{LatentTensor, Latents, coded_weights};
 use crate::model::{FolderWriter, check_file_name};
 use crate::progress::Progress;
 use crate::restore::{ContainerFile, Decoder, TableMemory, check_content, damaged};
@@ -93,13 +94,14 @@ pub fn run(args: &DecompressArgs, progress: &dyn Progress) -> Result<Outcome> {
             writer.add_file(attachment.name, &content)?;
         }
     }
+    let latents = Latents::read(&container).map_err(in_file)?;
+    let latents = latents.as_ref();
     let gpu = args.device.open(&container).map_err(in_file)?;
     let mut memory = TableMemory::default();
     let decoder = Decoder::new(&container, &mut memory).map_err(in_file)?;
     let tensors = decoder.tensors();
     let manifest = read_manifest(manifest.as_deref(), tensors.len()).map_err(in_file)?;
-    let weights: usize =
-        tensors.iter().filter(|tensor| tensor.coding() == Coding::Coded).map(Tensor::elements).sum();
+    let weights = coded_weights(&container, latents);
     progress.begin("decoding", tensors.iter().map(|tensor| tensor.elements() as u64).sum());
 
     for part in &manifest.files {
@@ -107,6 +109,10 @@ pub fn run(args: &DecompressArgs, progress: &dyn Progress) -> Result<Outcome> {
             .tensors
             .iter()
             .map(|&index| {
+                if let Some(LatentTensor { name, dtype, shape, .. }) = latents.and_then(|all| all.get(index))
+                {
+                    return (name.clone(), output_dtype(*dtype, args.dtype), shape.clone());
+                }
                 let tensor = &tensors[index];
                 let shape = tensor.shape().iter().map(|&dim| dim as usize).collect();
                 (tensor.name().to_string(), output_dtype(tensor.dtype(), args.dtype), shape)
@@ -124,15 +130,19 @@ pub fn run(args: &DecompressArgs, progress: &dyn Progress) -> Result<Outcome> {
             Ok(())
         };
         match &gpu {
-            Some(gpu) => part
-                .tensors
-                .iter()
-                .try_for_each(|&index| write(index, decode_on_gpu(&decoder, gpu, index, args.dtype))),
+            Some(gpu) => part.tensors.iter().try_for_each(|&index| {
+                let bytes = weights_of(latents, index, args.dtype, |wanted| {
+                    decode_on_gpu(&decoder, gpu, index, wanted)
+                });
+                write(index, bytes)
+            }),
             None => decoder.in_batches(
                 part.tensors.iter().copied(),
-                |tensor| {
-                    decode(&decoder, tensor, args.dtype, |coded, dtype| {
-                        decoder.decode_as(coded, dtype, Checks::All)
+                |index, tensor| {
+                    weights_of(latents, index, args.dtype, |wanted| {
+                        decode(&decoder, tensor, wanted, |coded, dtype| {
+                            decoder.decode_as(coded, dtype, Checks::All)
+                        })
                     })
                 },
                 write,
@@ -174,6 +184,19 @@ fn output_dtype(dtype: DType, wanted: Option<FloatType>) -> DType {
         Some(wanted) if matches!(dtype, DType::F32 | DType::F16 | DType::BF16) => wanted.dtype(),
         _ => dtype,
     }
+}
+
+/// The bytes to write of a tensor. `decode` gives what the container holds, as a type if one is wanted; latents are restored by the host whatever decodes them.
+fn weights_of(
+    latents: Option<&Latents>,
+    index: usize,
+    wanted: Option<FloatType>,
+    decode: impl Fn(Option<FloatType>) -> Result<Vec<u8>>,
+) -> Result<Vec<u8>> {
+    let Some((latents, tensor)) = latents.and_then(|all| Some((all, all.get(index)?))) else {
+        return decode(wanted);
+    };
+    latents.restore(index, &decode(None)?, output_dtype(tensor.dtype, wanted))
 }
 
 fn decode_on_gpu(

@@ -4,12 +4,14 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use nwc_decode_core::{Chunk, Codec, Coding, Container, FORMAT_VERSION, Quantiser, SectionKind, TileDecoder};
+use nwc_decode_core::{Chunk, Codec, Container, FORMAT_VERSION, Quantiser, SectionKind, TileDecoder};
 use serde_json::{Value, json};
 
 use super::{Outcome, human_bytes, split_lines};
 use crate::Result;
 use crate::container::Split;
+use crate::latents::{LatentTensor, Latents, coded_weights};
+use crate::residual::Residual;
 use crate::restore::{ContainerFile, coding_name, damaged};
 
 /// Say what is in a container.
@@ -38,11 +40,9 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
     let split = Split::of(&container).map_err(|error| damaged(error).file(&args.file))?;
     let codecs: Vec<Codec<'_>> =
         (0..container.codec_count()).filter_map(|index| container.codec(index).ok()).collect();
-    let weights: u64 = container
-        .tensors()
-        .filter(|tensor| tensor.coding() == Coding::Coded)
-        .map(|tensor| tensor.elements() as u64)
-        .sum();
+    let latents = Latents::read(&container).map_err(|error| error.file(&args.file))?;
+    let latents = latents.as_ref();
+    let weights = coded_weights(&container, latents);
     let bits_per_weight = split.counted() as f64 * 8.0 / weights.max(1) as f64;
     let scratch =
         |lookup_bits| codecs.iter().map(|c| c.required_scratch(lookup_bits).total_bytes()).max().unwrap_or(0);
@@ -57,7 +57,12 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
         "codec": codecs.iter().map(codec_json).collect::<Vec<_>>(),
         "required": { "scratch_bytes": scratch_bytes, "state_bytes": STATE_BYTES },
         "seek_points": seek_points,
-        "tensors": container.tensors().map(|tensor| tensor_json(&tensor)).collect::<Vec<_>>(),
+        "float_synthesis": latents.map(|latents| synthesis_json(latents.synthesis())),
+        "tensors": container
+            .tensors()
+            .enumerate()
+            .map(|(index, tensor)| tensor_json(&tensor, latents.and_then(|latents| latents.get(index))))
+            .collect::<Vec<_>>(),
     });
 
     let mut text = format!(
@@ -76,6 +81,17 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
             codec.classes(),
             codec.unions(),
             codec.precision()
+        );
+    }
+    if let Some(latents) = latents {
+        let synthesis = latents.synthesis();
+        let _ = writeln!(
+            text,
+            "weights are made of latents by a network in floating point, of width {} and {} blocks, {} multiply-adds a weight: by hosts only. \
+             Latents are the same on every device; that weights are is not promised",
+            synthesis.width(),
+            synthesis.blocks(),
+            synthesis.multiply_adds_per_weight()
         );
     }
     if seek_points > 0 {
@@ -137,7 +153,16 @@ fn codec_json(codec: &Codec<'_>) -> Value {
     })
 }
 
-fn tensor_json(tensor: &nwc_decode_core::Tensor<'_>) -> Value {
+fn synthesis_json(synthesis: &Residual) -> Value {
+    json!({
+        "width": synthesis.width(),
+        "blocks": synthesis.blocks(),
+        "levels": synthesis.levels(),
+        "multiply_adds_per_weight": synthesis.multiply_adds_per_weight(),
+    })
+}
+
+fn tensor_json(tensor: &nwc_decode_core::Tensor<'_>, restored: Option<&LatentTensor>) -> Value {
     let mut json = json!({
         "name": tensor.name().to_string(),
         "dtype": tensor.dtype().name(),
@@ -149,6 +174,9 @@ fn tensor_json(tensor: &nwc_decode_core::Tensor<'_>) -> Value {
     if let Ok(coded) = tensor.coded() {
         json["tiles"] = json!(coded.tiles());
         json["transposed"] = json!(coded.is_transposed());
+    }
+    if let Some(LatentTensor { name, dtype, shape, .. }) = restored {
+        json["restored"] = json!({ "name": name, "dtype": dtype.name(), "shape": shape });
     }
     json
 }

@@ -5,13 +5,14 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use nwc_decode_core::{Checks, Coding};
+use nwc_decode_core::{Checks, Coding, Tensor};
 use serde_json::json;
 
 use super::Outcome;
 use super::compress::open;
 use super::decompress::inflate;
 use crate::compress::squared_error;
+use crate::latents::Latents;
 use crate::progress::Progress;
 use crate::restore::{ContainerFile, Decoder, TableMemory, damaged};
 use crate::{Error, Result, seek};
@@ -53,6 +54,11 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
                     attachments.filter_map(|attachment| inflate(&attachment).err()).for_each(&mut fail);
                 }
             }
+            let latents = Latents::read(&container).unwrap_or_else(|error| {
+                fail(error);
+                None
+            });
+            let restored = |index: usize| latents.as_ref().and_then(|latents| latents.get(index));
             progress.begin("verifying", container.tensors().map(|tensor| tensor.elements() as u64).sum());
             let mut memory = TableMemory::default();
             let decoder = Decoder::new(&container, &mut memory).map_err(|error| error.file(&args.file))?;
@@ -61,11 +67,19 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
             }
             decoder.in_batches(
                 0..decoder.tensors().len(),
-                |tensor| decoder.decode(tensor, Checks::All),
+                |index, tensor| {
+                    let bytes = decoder.decode(tensor, Checks::All)?;
+                    match (&latents, restored(index)) {
+                        (Some(latents), Some(what)) => latents.restore(index, &bytes, what.dtype),
+                        _ => Ok(bytes),
+                    }
+                },
                 |index, bytes| {
                     progress.check()?;
                     let tensor = &decoder.tensors()[index];
-                    let name = tensor.name().to_string();
+                    let what = restored(index);
+                    let name = what.map_or_else(|| tensor.name().to_string(), |what| what.name.clone());
+                    let dtype = what.map_or(tensor.dtype(), |what| what.dtype);
                     let bytes = match bytes {
                         Ok(bytes) => bytes,
                         Err(error) => {
@@ -81,9 +95,11 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
                         return Ok(());
                     };
                     let source = &model.tensors()[index];
-                    let same_shape =
-                        source.shape.iter().map(|&dim| dim as u64).eq(tensor.shape().iter().copied());
-                    if source.dtype != tensor.dtype() || !same_shape {
+                    let same_shape = match what {
+                        Some(what) => source.shape == what.shape,
+                        None => source.shape.iter().map(|&dim| dim as u64).eq(tensor.shape().iter().copied()),
+                    };
+                    if source.dtype != dtype || !same_shape {
                         fail(
                             Error::input("has another type or shape in the model that it is compared with")
                                 .tensor(name),
@@ -106,8 +122,10 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
                 },
             )?;
             if let Some(model) = &original {
-                let names: HashSet<String> =
-                    container.tensors().map(|tensor| tensor.name().to_string()).collect();
+                let name = |(index, tensor): (usize, Tensor<'_>)| {
+                    restored(index).map_or_else(|| tensor.name().to_string(), |what| what.name.clone())
+                };
+                let names: HashSet<String> = container.tensors().enumerate().map(name).collect();
                 for missing in model.tensors().iter().filter(|tensor| !names.contains(&tensor.name)) {
                     fail(Error::input("is in the model but not in the container").tensor(&missing.name));
                 }
@@ -115,6 +133,8 @@ pub fn run(args: &VerifyArgs, progress: &dyn Progress) -> Result<Outcome> {
         }
     }
 
+    // Damaged attachments are seen by all who read them.
+    errors.dedup();
     let ok = errors.is_empty();
     let nmse = original.is_some().then(|| if energy_sum > 0.0 { error_sum / energy_sum } else { 0.0 });
     let json = json!({

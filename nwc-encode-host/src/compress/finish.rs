@@ -123,7 +123,7 @@ fn coded_weights(container: &Container<'_>) -> u64 {
 }
 
 /// Squared error over squared weights, each input's squares times its importance; 0 if there is nothing.
-fn weighted_nmse(dtype: DType, original: &[u8], decoded: &[u8], diagonal: &[f32]) -> f64 {
+pub(crate) fn weighted_nmse(dtype: DType, original: &[u8], decoded: &[u8], diagonal: &[f32]) -> f64 {
     let row = diagonal.len() * dtype.size();
     let sums = |(original, decoded): (&[u8], &[u8])| {
         let (a, b) = (to_f32(dtype, original), to_f32(dtype, decoded));

@@ -1,6 +1,5 @@
 //! The work on one model: measuring it, finding the step that meets the target, coding it.
 
-use std::collections::HashSet;
 use std::io::{BufWriter, Write};
 
 use rayon::prelude::*;
@@ -122,22 +121,6 @@ impl Job<'_> {
         Ok(None)
     }
 
-    /// Says which names of the importance are of no coded tensor.
-    pub(super) fn warn_of_strangers(&self) {
-        let Some(importance) = &self.settings.importance else { return };
-        let known: HashSet<&str> = (0..self.fates.len())
-            .filter(|&index| !matches!(self.fates[index], Fate::Raw))
-            .map(|index| self.source.tensor(index).name)
-            .collect();
-        let mut strangers: Vec<&str> = importance.names().filter(|name| !known.contains(name)).collect();
-        strangers.sort_unstable();
-        if let Some(first) = strangers.first() {
-            let count = strangers.len();
-            self.progress
-                .warn(&format!("{count} tensors of the importance are not coded here, {first:?} first"));
-        }
-    }
-
     /// Reads the model once: row and column spreads, and the sample. Twice, if it turns out that its transforms save too little to be worth their classes.
     pub(super) fn measure(&self) -> Result<Planned> {
         let planned = self.measure_with(&self.settings.transform)?;
@@ -188,7 +171,7 @@ impl Job<'_> {
                 samples.push(sample);
             }
         }
-        if self.settings.row_alpha < 1.0 && weights > 0 {
+        if self.settings.row_alpha < 1.0 && weights > 0 && !self.settings.exact {
             // The steps then depend on the model's magnitude too; rate 0 is to mean a step of about one deviation all the same.
             let sum: f64 = plans.iter().map(|(_, plan)| plan.mean * plan.view.elements() as f64).sum();
             let shift = ((1.0 - self.settings.row_alpha) * sum / weights as f64 * OCTAVE).round();

@@ -16,7 +16,7 @@ use nwc_decode_core::DType;
 use rayon::prelude::*;
 
 pub use encode::quantiser;
-pub(crate) use finish::squared_error;
+pub(crate) use finish::{squared_error, weighted_nmse};
 pub use view::{Selection, View};
 
 use crate::coding::search::Quantiser;
@@ -104,6 +104,8 @@ pub struct Settings {
     pub selection: Selection,
     /// Code tensors even where that takes more bytes than they had: for tests that need tiny coded tensors.
     pub keep_expanding: bool,
+    /// Indices are those nearest to weights, whatever they cost, and with a `row_alpha` of 0 [`Target::Step`] is the step itself: weights that are whole steps come back as they were.
+    pub exact: bool,
     /// Leave it as it is unless you measure.
     pub tuning: Tuning,
 }
@@ -122,6 +124,7 @@ impl Settings {
             seek_rows: 0,
             selection: Selection::default(),
             keep_expanding: false,
+            exact: false,
             tuning: Tuning::default(),
         }
     }
@@ -199,7 +202,10 @@ pub fn compress(
 ) -> Result<Report> {
     let mut job =
         Job { source, settings, progress, attachments, fates: sort_out(source, settings, progress)? };
-    job.warn_of_strangers();
+    if let Some(importance) = &settings.importance {
+        let coded = (0..source.len()).filter(|&index| !matches!(job.fates[index], Fate::Raw));
+        importance.warn_of_strangers(coded.map(|index| source.tensor(index).name), progress);
+    }
     loop {
         let mut coded = job.meet_target(&job.measure()?)?;
         // A tensor that got larger is better left as it was; without it the rate has to be found again.
@@ -257,10 +263,7 @@ fn sort_out(source: &dyn TensorSource, settings: &Settings, progress: &dyn Progr
         // An embedding that an output layer shares is coded as an embedding, whichever comes first.
         let view = group
             .iter()
-            .filter_map(|&index| {
-                let tensor = source.tensor(index);
-                settings.selection.view(tensor.name, tensor.dtype, tensor.shape).ok()
-            })
+            .filter_map(|&index| source.view(index, &settings.selection).ok())
             .max_by_key(|view| view.transposed);
         let Some(view) = view else { continue };
         let tensor = source.tensor(*first);

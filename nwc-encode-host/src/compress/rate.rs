@@ -78,6 +78,8 @@ pub struct Sample {
     /// The transform of the tensors that have one.
     pub transform: Transform,
     quantiser: Quantiser,
+    /// See [`Settings::exact`].
+    exact: bool,
     tuning: Tuning,
     tensors: Vec<TensorSample>,
     /// Number of classes.
@@ -168,6 +170,7 @@ impl Sample {
         Self {
             transform,
             quantiser: settings.quantiser.clone(),
+            exact: settings.exact,
             tuning: settings.tuning.clone(),
             tensors,
             classes,
@@ -204,6 +207,9 @@ impl Sample {
             a + (b - a) * (place - bin as f64)
         };
         RateModel::new(&self.quantiser, self.classes, -reach..=reach, |class, union, value| {
+            if self.exact {
+                return 0.0;
+            }
             let total = cumulative[class][2 * BINS];
             let centre = (f64::from(value) * spacing + (union % unions) as f64) * step;
             let half = spacing * step / 2.0;

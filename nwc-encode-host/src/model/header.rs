@@ -25,6 +25,7 @@ pub(super) const METADATA_KEY: &str = "__metadata__";
 const FETCH_AGAIN: &str = "download or export the file again";
 
 /// One tensor of a header.
+#[derive(Debug)]
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) dtype: DType,
@@ -34,6 +35,7 @@ pub(super) struct Entry {
 }
 
 /// A parsed and validated header.
+#[derive(Debug)]
 pub(super) struct Header {
     pub(super) metadata: Option<BTreeMap<String, String>>,
     /// In order of data offset.

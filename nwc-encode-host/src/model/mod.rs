@@ -17,6 +17,7 @@ use memmap2::Mmap;
 use nwc_decode_core::DType;
 
 use crate::error::{Error, Result};
+use crate::residual::Parameter;
 
 pub use folder::{Attachment, MAX_ATTACHMENT_BYTES, SkipReason, Skipped};
 pub use write::FolderWriter;
@@ -184,6 +185,38 @@ impl Model {
     /// What the model folder holds besides, sorted by name. None for a bare file.
     pub fn skipped(&self) -> &[Skipped] {
         &self.skipped
+    }
+}
+
+/// A safetensors file in memory.
+#[derive(Debug)]
+pub(crate) struct SafeTensors<'a> {
+    file: &'a [u8],
+    header: header::Header,
+}
+
+impl<'a> SafeTensors<'a> {
+    /// Checks it, whose whole content is `file`.
+    ///
+    /// # Errors
+    /// What is wrong with its header.
+    pub(crate) fn parse(file: &'a [u8]) -> Result<Self> {
+        Ok(Self { file, header: header::parse(file)? })
+    }
+
+    /// The tensor of this name.
+    pub(crate) fn get(&self, name: &str) -> Option<Parameter<'_>> {
+        let entry = self.header.entries.iter().find(|entry| entry.name == name)?;
+        Some(Parameter {
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            bytes: self.file.get(entry.range.clone())?,
+        })
+    }
+
+    /// An entry of its metadata.
+    pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
+        self.header.metadata.as_ref()?.get(key).map(String::as_str)
     }
 }
 

@@ -304,8 +304,13 @@ mod tests {
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
+    use burn::backend::Flex;
+    use burn::tensor::TensorData;
+
     use super::*;
-    use crate::train::parameters::count;
+    use crate::codec_file;
+    use crate::train::checkpoint::codec;
+    use crate::train::parameters::{count, values};
 
     #[test]
     fn the_papers_networks_have_its_sizes() {
@@ -315,6 +320,48 @@ mod tests {
         assert_eq!(count(&parameters, "synthesis."), 1_071_632);
         assert_eq!(count(&parameters, "levels"), 4 * 512);
         assert!((network.multiply_adds_per_weight() - 66_560.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn containers_networks_are_these() {
+        let network = Network { profile: Profile::Paper, width: 0 };
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut parameters = network.initial(100.0, &mut rng);
+        // As after a training: no parameter is where it began.
+        for tensor in parameters.values_mut() {
+            let noise = 0.3 / (*tensor.shape.last().unwrap() as f32).sqrt();
+            tensor.values.iter_mut().for_each(|value| {
+                let draw: f32 = StandardNormal.sample(&mut rng);
+                *value += noise * draw;
+            });
+        }
+        let codec = codec_file::residual(&codec(&parameters, &[], None, &serde_json::json!({}))).unwrap();
+        let chunks: Vec<Chunk> =
+            (0..4 * 20).map(|_| std::array::from_fn(|_| StandardNormal.sample(&mut rng))).collect();
+        let device = burn::tensor::Device::<Flex>::default();
+        let parameters = Parameters::<Flex>::new(&parameters, &device);
+        let input = || {
+            Tensor::<Flex, 2>::from_data(
+                TensorData::new(chunks.as_flattened().to_vec(), [80, CHUNK]),
+                &device,
+            )
+        };
+        let theirs =
+            [network.analysis(&parameters, input(), 0..4), network.synthesis(&parameters, input(), 0..4)];
+        // The synthesis that containers carry has its parameters in F16.
+        for ((ours, theirs), most) in
+            [&codec.analysis, &codec.synthesis].into_iter().zip(theirs).zip([1e-4, 0.02])
+        {
+            let mut made = chunks.clone();
+            for level in 0..4 {
+                ours.apply(&mut made[20 * level..20 * (level + 1)], &[level as u8]);
+            }
+            let theirs = values(&theirs);
+            let scale = theirs.iter().fold(1.0, |most: f32, x| most.max(x.abs()));
+            let apart =
+                made.as_flattened().iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < most * scale, "{apart} apart, values up to {scale}");
+        }
     }
 
     #[test]
