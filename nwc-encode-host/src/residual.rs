@@ -19,6 +19,8 @@ const MAX_WIDTH: usize = 1 << 13;
 const MAX_BLOCKS: usize = 64;
 /// Chunks that go through together, one a lane.
 const LANES: usize = 32;
+/// Units that are worked on together: their sums fill the registers that there are.
+const TILE: usize = 4;
 
 /// A tensor of a file of parameters.
 #[derive(Debug, Clone, Copy)]
@@ -180,7 +182,7 @@ impl Residual {
                     #[cfg(target_arch = "x86_64")]
                     // SAFETY: as above.
                     Level::Avx2 => unsafe { self.panel_avx2(memory) },
-                    _ => self.panel::<8, 4>(memory),
+                    _ => self.panel::<8>(memory),
                 }
                 memory.store(chunks);
             },
@@ -190,22 +192,22 @@ impl Residual {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
     fn panel_avx2(&self, memory: &mut Memory) {
-        self.panel::<16, 4>(memory);
+        self.panel::<16>(memory);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn panel_avx512(&self, memory: &mut Memory) {
-        self.panel::<32, 8>(memory);
+        self.panel::<16>(memory);
     }
 
-    /// The network, of which `N` lanes and `R` units at a time are in registers.
+    /// The network, of which `N` lanes at a time are in registers.
     #[inline(always)]
-    fn panel<const N: usize, const R: usize>(&self, memory: &mut Memory) {
+    fn panel<const N: usize>(&self, memory: &mut Memory) {
         let Memory { chunks, factors, x, inner } = memory;
-        self.enter.multiply::<N, R>(chunks, x);
+        self.enter.multiply::<N>(chunks, x);
         for block in &self.blocks {
-            block.linear.multiply::<N, R>(x, inner);
+            block.linear.multiply::<N>(x, inner);
             block.normalise(inner);
             for ((x, inner), factor) in x.iter_mut().zip(inner.iter()).zip(factors.iter()) {
                 for ((x, inner), factor) in x.iter_mut().zip(inner).zip(factor) {
@@ -213,7 +215,7 @@ impl Residual {
                 }
             }
         }
-        self.leave.multiply::<N, R>(x, chunks);
+        self.leave.multiply::<N>(x, chunks);
     }
 }
 
@@ -265,51 +267,49 @@ impl Memory {
 
 impl Linear {
     #[inline(always)]
-    fn multiply<const N: usize, const R: usize>(&self, x: &[Row], y: &mut [Row]) {
-        let (tiles, rest) = y.as_chunks_mut::<R>();
-        let (weights, last) = self.weight.split_at(tiles.len() * R * self.inputs);
-        let (biases, last_biases) = self.bias.as_chunks::<R>();
-        for ((tile, weights), biases) in
-            tiles.iter_mut().zip(weights.chunks_exact(R * self.inputs)).zip(biases)
-        {
-            multiply_tile::<N, R>(weights, biases, x, tile);
-        }
-        let (rest, last_biases) = (rest.as_chunks_mut::<1>().0, last_biases.as_chunks::<1>().0);
-        for ((tile, weights), bias) in rest.iter_mut().zip(last.chunks_exact(self.inputs)).zip(last_biases) {
-            multiply_tile::<N, 1>(weights, bias, x, tile);
+    fn multiply<const N: usize>(&self, x: &[Row], y: &mut [Row]) {
+        let rows = self.weight.chunks(TILE * self.inputs).zip(self.bias.chunks(TILE));
+        for ((weights, biases), y) in rows.zip(y.chunks_mut(TILE)) {
+            // Of a last tile that is not full, some rows are computed again.
+            let row = |r: usize| &weights[r.min(biases.len() - 1) * self.inputs..][..self.inputs];
+            let rows = [row(0), row(1), row(2), row(3)];
+            let biases = [0, 1, 2, 3].map(|r: usize| biases[r.min(biases.len() - 1)]);
+            for first in (0..LANES).step_by(N) {
+                let sums = multiply_tile::<N>(rows, biases, x, first);
+                for (y, sums) in y.iter_mut().zip(&sums) {
+                    y[first..first + N].copy_from_slice(sums);
+                }
+            }
         }
     }
 }
 
-/// `R` rows of x W + b.
+/// `TILE` rows of x W + b, for `N` lanes from `first` on. The sums are apart, and not in an array, for the compiler to keep them in registers.
 #[inline(always)]
-fn multiply_tile<const N: usize, const R: usize>(
-    weights: &[f32],
-    biases: &[f32; R],
+fn multiply_tile<const N: usize>(
+    rows: [&[f32]; TILE],
+    biases: [f32; TILE],
     x: &[Row],
-    y: &mut [Row; R],
-) {
-    let mut rows = [&weights[..0]; R];
-    for (row, weights) in rows.iter_mut().zip(weights.chunks_exact(x.len())) {
-        *row = weights;
-    }
-    for first in (0..LANES).step_by(N) {
-        let mut sums = [[0.0; N]; R];
-        for r in 0..R {
-            sums[r] = [biases[r]; N];
+    first: usize,
+) -> [[f32; N]; TILE] {
+    let [mut a, mut b, mut c, mut d] = biases.map(|bias| [bias; N]);
+    let weights = rows[0].iter().zip(rows[1]).zip(rows[2].iter().zip(rows[3]));
+    for (x, ((&wa, &wb), (&wc, &wd))) in x.iter().zip(weights) {
+        let Some(x) = x[first..].first_chunk::<N>() else { break };
+        for n in 0..N {
+            a[n] += wa * x[n];
         }
-        for (k, x) in x.iter().enumerate() {
-            for r in 0..R {
-                let weight = rows[r][k];
-                for n in 0..N {
-                    sums[r][n] += weight * x[first + n];
-                }
-            }
+        for n in 0..N {
+            b[n] += wb * x[n];
         }
-        for r in 0..R {
-            y[r][first..first + N].copy_from_slice(&sums[r]);
+        for n in 0..N {
+            c[n] += wc * x[n];
+        }
+        for n in 0..N {
+            d[n] += wd * x[n];
         }
     }
+    [a, b, c, d]
 }
 
 impl Block {

@@ -23,6 +23,8 @@ pub(crate) enum Subject {
     Synthesis,
     /// Each tensor of the models of `$NWC_ASSETS` against ideal scalar quantisation and against no transform: about 4 minutes
     HeldOut,
+    /// The paper's network in real containers, on a Gaussian source and models of `$NWC_ASSETS`: about 40 minutes, most of them training; codecs that are in the target folder already are taken
+    Paper,
     /// What each choice of the encoder and each part of the file costs: about 2 minutes
     Overhead,
 }
@@ -43,6 +45,10 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
         Subject::HeldOut => ("held-out", [assets, None]),
         Subject::Overhead => ("overhead", [assets, None]),
         Subject::Synthesis => return syntheses(assets),
+        Subject::Paper => {
+            let results = record::Program(build_program_with("train")?).paper(assets.as_deref())?;
+            return record::write("paper", "cargo xtask experiment paper", &results);
+        }
     };
     let fixed = ["run", "--release", "--quiet", "-p", "nwc-benches", "--example", "experiment", "--", name];
     let text = output(
@@ -56,7 +62,7 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
     )
 }
 
-/// The only one that trains, and so with the program that can.
+/// One that trains, and so with the program that can.
 fn syntheses(assets: Option<String>) -> Result<()> {
     let Some(assets) = assets else {
         println!("skipped: it learns from models");

@@ -270,6 +270,72 @@ impl Program {
         Ok(Value::Array(rows))
     }
 
+    /// The paper's codec, trained for two rates on a Gaussian source and on all models but every fifth of their tensors, in containers; beside it, at the rate that is left without its network, the default and scalar quantisers.
+    pub(crate) fn paper(&self, assets: Option<&str>) -> Result<Value> {
+        let names = ["clip-mini", "clip-cifar", "siglip-cifar", "llama-tiny", "qwen3-tiny", "mixtral-tiny"];
+        let models: Vec<String> =
+            assets.iter().flat_map(|assets| names.map(|name| format!("{assets}/models/{name}"))).collect();
+        let gaussian = ["--source", "gaussian"];
+        let of_models: Vec<&str> = models.iter().map(String::as_str).collect();
+        let mut origins =
+            vec![("gaussian", &gaussian[..], vec![("gaussian", gaussian.map(str::to_owned).to_vec())])];
+        if let Some(assets) = assets {
+            let measured =
+                ["clip-cifar", "llama-tiny"].map(|name| (name, vec![format!("{assets}/models/{name}")]));
+            origins.push(("models", &of_models, measured.to_vec()));
+        }
+        let mut rows = Vec::new();
+        for (origin, trained_on, sources) in origins {
+            for lambda in ["100", "300"] {
+                let codec = target_dir().join(format!("paper-{origin}-{lambda}.safetensors"));
+                let file = codec.display().to_string();
+                if !codec.exists() {
+                    let how = ["-o", &file, "--lambda", lambda, "--steps", "10000", "--force"];
+                    self.json(&[&["train"], trained_on, &how].concat())?;
+                }
+                for (source, what) in &sources {
+                    let what: Vec<&str> = what.iter().map(String::as_str).collect();
+                    rows.push(self.paper_row(source, lambda, &what, &file)?);
+                }
+            }
+        }
+        Ok(Value::Array(rows))
+    }
+
+    fn paper_row(&self, source: &str, lambda: &str, what: &[&str], file: &str) -> Result<Value> {
+        let rd = |how: &[&str]| self.json(&[&["bench", "rd"], what, how].concat());
+        let number = |json: &Value, key: &str| json[key].as_f64().with_context(|| format!("no {key}"));
+        let paper = rd(&["--codec", file])?;
+        let (nmse, weights) = (number(&paper, "nmse")?, number(&paper, "weights")?);
+        let network = number(&paper["split"], "codec")?;
+        let bits = number(&paper, "bits_per_weight")? - network * 8.0 / weights;
+        let factor = nmse * 4f64.powf(bits);
+        let rate = bits.to_string();
+        let default = rd(&["--bits", &rate])?;
+        let scalar = rd(&["--bits", &rate, "--codec", "identity", "--quantizer", "scalar"])?;
+        // At high rates a factor of 4 in nMSE is a bit.
+        let lost = |other: f64| 0.5 * (factor / other).log2();
+        let ecsq = number(&default, "ideal_ecsq_nmse")? * 4f64.powf(number(&default, "bits_per_weight")?);
+        let row = json!({
+            "source": source,
+            "lambda": lambda,
+            "weights": weights,
+            "bits_per_weight": paper["bits_per_weight"],
+            "network_bytes": network,
+            "bits_without_network": bits,
+            "split": paper["split"],
+            "nmse": nmse,
+            "nmse_times_4r_without_network": factor,
+            "nmse_over_ecsq_without_network": factor / ecsq,
+            "default_nmse_times_4r": default["nmse_times_4r"],
+            "scalar_nmse_times_4r": scalar["nmse_times_4r"],
+            "bits_lost_against_default": lost(number(&default, "nmse_times_4r")?),
+            "bits_lost_against_scalar": lost(number(&scalar, "nmse_times_4r")?),
+        });
+        println!("{row}");
+        Ok(row)
+    }
+
     /// Each with what it is to be held up against: the figures of the authors' result files for the mixture of levels.
     fn train_paper(&self) -> Result<Value> {
         let codec = target_dir().join("train-paper.safetensors").display().to_string();

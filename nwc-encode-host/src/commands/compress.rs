@@ -195,8 +195,8 @@ impl CodingArgs {
             return Err(Error::input(format!("is a codec of the profile `paper`, which has no {option}"))
                 .remedy(format!("leave {option} out, or use another codec")));
         }
-        let (selection, importance) = (self.selection(), self.importance(Steps::Levels)?);
-        Ok(Settings { selection, importance, ..Settings::new(Target::Step(1.0)) })
+        let (importance, selection) = (self.importance(Steps::Levels)?, self.selection());
+        Ok(Settings { importance, selection, ..Settings::new(Target::Step(1.0)) })
     }
 }
 

@@ -221,7 +221,7 @@ mod tests {
     }
 
     fn problem(bytes: &[u8]) -> String {
-        parse(bytes).err().expect("must be refused").to_string()
+        parse(bytes).expect_err("must be refused").to_string()
     }
 
     #[test]
