@@ -8,6 +8,7 @@ use nwc_decode_core::{
     Table, Tables, Tensor, Tile,
 };
 use nwc_encode_host::container::Split;
+use nwc_encode_host::latents::Latents;
 use nwc_encode_host::restore::{Decoder, TableMemory};
 
 use crate::decode::{Source, meaning, tensors, through_a_window};
@@ -54,6 +55,12 @@ pub fn walk(file: &[u8]) {
         let stored: usize =
             attachments.map(|attachment| attachment.name.len() + attachment.stored.len()).sum();
         assert!(stored <= file.len());
+    }
+
+    // What it says about latents is an error, or suits the directory.
+    if let Ok(Some(latents)) = Latents::read(&container) {
+        let restored = (0..container.len()).filter_map(|index| latents.get(index));
+        restored.for_each(|tensor| assert!(tensor.elements() > 0));
     }
 
     let mut memory = TableMemory::default();
