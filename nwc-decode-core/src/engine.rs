@@ -3,9 +3,9 @@
 use crate::rans::Words;
 use crate::tables::{Slots, Symbols};
 use crate::tile::{CHUNK_ROWS, MAX_LANES};
-use crate::{Error, Tables, num};
+use crate::{Error, Synthesis, Tables, num};
 
-/// Decodes the symbols of rows into latents: what nearly all time goes to.
+/// Decodes the symbols of rows and makes latents of them: what nearly all time goes to.
 ///
 /// [`Tables`] are the plain engine, for every processor. A host may bring another that does the same faster; everything around it (side
 /// information, groups of columns, seek points, the checks at the end of a stream) is the decoder's own, whatever the engine.
@@ -15,6 +15,18 @@ pub trait RowEngine {
     /// # Errors
     /// [`Error::Overrun`] if the words do not suffice. What is in `rows` does not matter after an error.
     fn decode_rows(&self, rows: Rows<'_>) -> Result<usize, Error>;
+
+    /// Turns the indices of a chunk's first `rows` rows into latents, as [`Synthesis::apply`] does. A host may compile that once more, for the vectors of
+    /// its processor.
+    #[inline(never)] // so that its arrays are not on the stack while symbols are decoded
+    fn synthesise(
+        &self,
+        synthesis: Synthesis<'_>,
+        latents: &mut [[i32; MAX_LANES]; CHUNK_ROWS],
+        rows: usize,
+    ) {
+        synthesis.apply(latents, rows);
+    }
 }
 
 /// Rows to be decoded, and the states that change with them.

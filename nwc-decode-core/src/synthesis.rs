@@ -40,11 +40,21 @@ impl<'a> Synthesis<'a> {
 
     /// Turns the indices of a chunk's first `rows` rows into latents with [`fraction_bits`](Self::fraction_bits) binary places, in place.
     /// All lanes are computed, those that rest too: what comes of them has no meaning, and a fixed width makes vectors of the loops.
-    #[inline]
+    ///
+    /// It is inlined whole, so that a caller with instructions that others lack (`#[target_feature]`) has it with these.
+    #[inline(always)]
     pub fn apply(self, chunk: &mut [[i32; MAX_LANES]; CHUNK_ROWS], rows: usize) {
+        self.apply_abreast::<ABREAST>(chunk, rows);
+    }
+
+    /// The same, with so many lanes of a learned synthesis computed together, a divisor of [`MAX_LANES`]: a weight is then read for all of them, but activations take
+    /// 512 bytes of stack for each.
+    #[inline(always)]
+    pub fn apply_abreast<const LANES: usize>(self, chunk: &mut [[i32; MAX_LANES]; CHUNK_ROWS], rows: usize) {
+        const { assert!(LANES > 0 && MAX_LANES.is_multiple_of(LANES), "lanes are computed in equal parts") };
         match self {
             Self::Hadamard if rows == CHUNK_ROWS => hadamard(chunk),
-            Self::Learned(network) if rows == CHUNK_ROWS => network.parts().apply(chunk),
+            Self::Learned(network) if rows == CHUNK_ROWS => network.parts().apply::<LANES>(chunk),
             _ => {
                 let places = self.fraction_bits();
                 if places > 0 {
@@ -81,7 +91,7 @@ const MAX_WIDTH: usize = 64;
 const MAX_PLACES: u32 = 12;
 /// The largest activation of a hidden layer.
 const MAX_ACTIVATION: i32 = 127;
-/// Lanes that are computed together: a vector of most processors, and few enough that activations fit a small stack.
+/// Lanes that are computed together unless the caller says otherwise: a vector of most processors, and few enough that activations fit a small stack.
 const ABREAST: usize = 8;
 
 /// A hidden layer of a [`Network`]; one without units is none.
@@ -111,13 +121,14 @@ impl<'a> NetworkLayer<'a> {
     }
 
     /// From the activations of the layer before to this one's.
-    fn apply(&self, activations: &mut [[i32; ABREAST]; MAX_WIDTH]) {
+    #[inline]
+    fn apply<const LANES: usize>(&self, activations: &mut [[i32; LANES]; MAX_WIDTH]) {
         let before = *activations;
         let mut weights = self.weights;
         for (activation, &bias) in activations.iter_mut().zip(self.biases) {
             let Some((row, rest)) = weights.split_at_checked(self.inputs) else { return };
             weights = rest;
-            let mut sums = [num::sign_extend_16(u32::from(u16::from_le_bytes(bias))); ABREAST];
+            let mut sums = [num::sign_extend_16(u32::from(u16::from_le_bytes(bias))); LANES];
             add_products(&mut sums, &before, row);
             *activation = sums.map(|sum| (sum >> (self.shift & 15)).clamp(0, MAX_ACTIVATION));
         }
@@ -199,15 +210,16 @@ impl<'a> NetworkParts<'a> {
         Some(Self { places, matrix, hidden, output })
     }
 
-    fn apply(&self, chunk: &mut [[i32; MAX_LANES]; CHUNK_ROWS]) {
-        for first in (0..MAX_LANES).step_by(ABREAST) {
-            let mut indices = [[0; ABREAST]; CHUNK_ROWS];
+    #[inline]
+    fn apply<const LANES: usize>(&self, chunk: &mut [[i32; MAX_LANES]; CHUNK_ROWS]) {
+        for first in (0..MAX_LANES).step_by(LANES) {
+            let mut indices = [[0; LANES]; CHUNK_ROWS];
             for (indices, latents) in indices.iter_mut().zip(chunk.iter()) {
                 if let Some(lanes) = latents.get(first..).and_then(|lanes| lanes.first_chunk()) {
                     *indices = *lanes;
                 }
             }
-            let mut latents = [[0; ABREAST]; CHUNK_ROWS];
+            let mut latents = [[0; LANES]; CHUNK_ROWS];
             for (latent, row) in latents.iter_mut().zip(self.matrix) {
                 add_products(latent, &indices, row);
             }
@@ -223,8 +235,13 @@ impl<'a> NetworkParts<'a> {
     }
 
     /// Adds what the hidden layers make of indices to latents.
-    fn add_hidden(&self, indices: &[[i32; ABREAST]; CHUNK_ROWS], latents: &mut [[i32; ABREAST]; CHUNK_ROWS]) {
-        let mut activations = [[0; ABREAST]; MAX_WIDTH];
+    #[inline]
+    fn add_hidden<const LANES: usize>(
+        &self,
+        indices: &[[i32; LANES]; CHUNK_ROWS],
+        latents: &mut [[i32; LANES]; CHUNK_ROWS],
+    ) {
+        let mut activations = [[0; LANES]; MAX_WIDTH];
         for (activation, indices) in activations.iter_mut().zip(indices) {
             *activation = indices.map(|index| index.clamp(-128, 127));
         }
@@ -244,7 +261,7 @@ impl<'a> NetworkParts<'a> {
 
 /// Adds the products of inputs and weights of a row.
 #[inline(always)]
-fn add_products(sums: &mut [i32; ABREAST], inputs: &[[i32; ABREAST]], weights: &[u8]) {
+fn add_products<const LANES: usize>(sums: &mut [i32; LANES], inputs: &[[i32; LANES]], weights: &[u8]) {
     for (inputs, &weight) in inputs.iter().zip(weights) {
         let weight = num::sign_extend_8(weight);
         for (sum, input) in sums.iter_mut().zip(inputs) {
@@ -255,6 +272,7 @@ fn add_products(sums: &mut [i32; ABREAST], inputs: &[[i32; ABREAST]], weights: &
 
 /// Four times the orthonormal transform down each lane: sums and differences at distances of 1, 2, 4 and 8 rows. Indices are below 2^17 in magnitude
 /// (§9.2), so no sum of sixteen overflows.
+#[inline]
 fn hadamard(chunk: &mut [[i32; MAX_LANES]; CHUNK_ROWS]) {
     butterflies::<2>(chunk);
     butterflies::<4>(chunk);
@@ -263,11 +281,12 @@ fn hadamard(chunk: &mut [[i32; MAX_LANES]; CHUNK_ROWS]) {
 }
 
 /// Sums and differences of the first and the second half of each block of `ROWS` rows.
+#[inline]
 fn butterflies<const ROWS: usize>(chunk: &mut [[i32; MAX_LANES]; CHUNK_ROWS]) {
     let (blocks, _) = chunk.as_chunks_mut::<ROWS>();
     for block in blocks {
         let Some((first, second)) = block.split_at_mut_checked(ROWS >> 1) else { continue };
-        for (first, second) in first.iter_mut().flatten().zip(second.iter_mut().flatten()) {
+        for (first, second) in first.as_flattened_mut().iter_mut().zip(second.as_flattened_mut()) {
             (*first, *second) = (first.wrapping_add(*second), first.wrapping_sub(*second));
         }
     }

@@ -458,7 +458,7 @@ impl<'t> Walk<'t> {
         chunk.column_scale = self.column_scale;
         let direct = self.shape.entry.direct;
         let synthesis = if direct { Synthesis::Identity } else { self.tables.synthesis() };
-        synthesis.apply(&mut chunk.latents, rows);
+        engine.synthesise(synthesis, &mut chunk.latents, rows);
         chunk.fraction_bits = synthesis.fraction_bits();
 
         self.place.read = self.place.read.wrapping_add(words.read());

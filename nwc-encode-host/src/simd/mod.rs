@@ -6,7 +6,7 @@
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod gather;
 
-use nwc_decode_core::{CHUNK_ROWS, Chunk, Element, Error, MAX_LANES, RowEngine, Rows, Tables};
+use nwc_decode_core::{CHUNK_ROWS, Chunk, Element, Error, MAX_LANES, RowEngine, Rows, Synthesis, Tables};
 
 /// Instruction sets with a decoder of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,5 +155,23 @@ impl RowEngine for SimdEngine<'_> {
             return Ok(fast.decode_rows(rows));
         }
         self.plain.decode_rows(rows)
+    }
+
+    fn synthesise(
+        &self,
+        synthesis: Synthesis<'_>,
+        latents: &mut [[i32; MAX_LANES]; CHUNK_ROWS],
+        rows: usize,
+    ) {
+        match self.level() {
+            // SAFETY: the processor has the level, or there would be no engine of it.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { gather::avx2::synthesise(synthesis, latents, rows) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { gather::avx512::synthesise(synthesis, latents, rows) },
+            // What every processor of aarch64 has, the compiler uses already.
+            _ => self.plain.synthesise(synthesis, latents, rows),
+        }
     }
 }

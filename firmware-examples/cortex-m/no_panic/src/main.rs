@@ -171,6 +171,7 @@ fn synthesis_calls(synthesis: Synthesis<'static>) {
     see((synthesis.name(), synthesis.fraction_bits()));
     let mut chunk = Chunk::default();
     synthesis.apply(&mut chunk.latents, any(0));
+    synthesis.apply_abreast::<MAX_LANES>(&mut chunk.latents, any(0));
     see(chunk);
     if let Some(network) = Network::new(slice()) {
         see((network.parts(), network.multiplications()));

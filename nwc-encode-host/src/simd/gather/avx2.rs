@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
-use nwc_decode_core::{CHUNK_ROWS, Chunk, MAX_LANES, Rows};
+use nwc_decode_core::{CHUNK_ROWS, Chunk, MAX_LANES, Rows, Synthesis};
 
 use super::trellis::{NONE, REGISTER, TABLE};
 use super::{ESCAPE, Layout, ROW_WORDS};
@@ -292,4 +292,14 @@ pub(in crate::simd) fn scale_bf16(chunk: &Chunk, weights: &mut [[bf16; MAX_LANES
             unsafe { _mm_storeu_si128(weights.as_mut_ptr().add(WIDTH * p).cast(), packed) };
         }
     }
+}
+
+/// [`Synthesis::apply`], compiled for the vectors of AVX2.
+#[target_feature(enable = "avx2")]
+pub(in crate::simd) fn synthesise(
+    synthesis: Synthesis<'_>,
+    latents: &mut [[i32; MAX_LANES]; CHUNK_ROWS],
+    rows: usize,
+) {
+    synthesis.apply_abreast::<MAX_LANES>(latents, rows);
 }
