@@ -21,14 +21,13 @@ use crate::chunks::CHUNK;
 use crate::codec_file::{FloatCodec, read_stored};
 use crate::coding::search::Quantiser;
 use crate::coding::transform::Transform;
-use crate::commands::decompress::inflate;
 use crate::compress::{Report, Selection, Settings, Target, View, squared_error, weighted_nmse};
 use crate::container::attachments_section;
 use crate::importance::{Importance, levels};
 use crate::model::SafeTensors;
 use crate::progress::Progress;
 use crate::residual::Residual;
-use crate::restore::{damaged, zeros};
+use crate::restore::{damaged, inflate, zeros};
 use crate::tensors::{TensorInfo, TensorSource, all_finite, to_f32};
 use crate::{Error, Result};
 

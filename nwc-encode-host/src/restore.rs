@@ -1,15 +1,17 @@
 //! Decoding containers on the host: tensors to bytes, on all cores, with the processor's vector instructions.
 
 use std::fs::File;
+use std::io::Read;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use flate2::read::ZlibDecoder;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use nwc_decode_core::{
-    Checks, Chunk, CodedTensor, Coding, Container, DType, Limits, RowValue, Scratch, Table, Tables, Tensor,
-    Tile,
+    Attachment, Checks, Chunk, CodedTensor, Coding, Container, DType, Limits, RowValue, Scratch, Table,
+    Tables, Tensor, Tile,
 };
 use rayon::prelude::*;
 
@@ -333,6 +335,26 @@ impl<'a> Restorer<'a, '_> {
         tile.row_values(&self.codec.tables, &mut values)?;
         Ok(values)
     }
+}
+
+/// The content of an attachment, checked.
+pub(crate) fn inflate(attachment: &Attachment<'_>) -> Result<Vec<u8>> {
+    let bad = || damaged(nwc_decode_core::Error::Attachment);
+    let content = if attachment.zlib {
+        let mut decoder = ZlibDecoder::new(attachment.stored);
+        let mut content = Vec::new();
+        decoder.by_ref().take(attachment.len + 1).read_to_end(&mut content).map_err(|_| bad())?;
+        if decoder.total_in() != attachment.stored.len() as u64 {
+            return Err(bad());
+        }
+        content
+    } else {
+        attachment.stored.to_vec()
+    };
+    if content.len() as u64 != attachment.len || crc32fast::hash(&content) != attachment.crc {
+        return Err(bad());
+    }
+    Ok(content)
 }
 
 /// Compares a tensor's bytes, of its own dtype, with the checksum of its content.

@@ -1,14 +1,12 @@
 //! `decompress`: a container back into a folder.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::Read;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use flate2::read::ZlibDecoder;
 use half::{bf16, f16};
-use nwc_decode_core::{Attachment, Checks, Coding, DType, Tensor};
+use nwc_decode_core::{Checks, Coding, DType, Tensor};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -18,7 +16,7 @@ use crate::device::{Device, Gpu};
 use crate::latents::{LatentTensor, Latents, coded_weights};
 use crate::model::{FolderWriter, check_file_name};
 use crate::progress::Progress;
-use crate::restore::{ContainerFile, Decoder, TableMemory, check_content, damaged};
+use crate::restore::{ContainerFile, Decoder, TableMemory, check_content, damaged, inflate};
 use crate::tensors::to_f32;
 use crate::{Error, Result};
 
@@ -236,26 +234,6 @@ fn decode<'a>(
         DType::BF16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
         _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
     })
-}
-
-/// The content of an attachment, checked.
-pub(crate) fn inflate(attachment: &Attachment<'_>) -> Result<Vec<u8>> {
-    let bad = || damaged(nwc_decode_core::Error::Attachment);
-    let content = if attachment.zlib {
-        let mut decoder = ZlibDecoder::new(attachment.stored);
-        let mut content = Vec::new();
-        decoder.by_ref().take(attachment.len + 1).read_to_end(&mut content).map_err(|_| bad())?;
-        if decoder.total_in() != attachment.stored.len() as u64 {
-            return Err(bad());
-        }
-        content
-    } else {
-        attachment.stored.to_vec()
-    };
-    if content.len() as u64 != attachment.len || crc32fast::hash(&content) != attachment.crc {
-        return Err(bad());
-    }
-    Ok(content)
 }
 
 /// The files to write. Without a manifest all tensors go to one file.

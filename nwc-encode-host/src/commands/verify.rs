@@ -10,11 +10,10 @@ use serde_json::json;
 
 use super::Outcome;
 use super::compress::open;
-use super::decompress::inflate;
 use crate::compress::squared_error;
 use crate::latents::Latents;
 use crate::progress::Progress;
-use crate::restore::{ContainerFile, Decoder, TableMemory, damaged};
+use crate::restore::{ContainerFile, Decoder, TableMemory, damaged, inflate};
 use crate::{Error, Result, seek};
 
 /// Check a container: all checksums and a full decode.
