@@ -19,11 +19,12 @@ use nwc_decode_cuda::cust::memory::{CopyDestination, DeviceBuffer};
 use nwc_decode_cuda::cust::stream::{Stream, StreamFlags};
 use nwc_decode_cuda::cust::{CudaFlags, device::Device, init};
 use nwc_decode_cuda::layout::synthesis;
-use nwc_decode_cuda::{Decoder, Image, ImageOptions, ImageTensor, Product};
+use nwc_decode_cuda::{Decoder, Image, ImageOptions, ImageTensor, LatentMatrices, Product};
+use nwc_encode_host::codec_file;
 use nwc_encode_host::coding::transform::Transform;
 use nwc_encode_host::compress::{Settings, Target, Tuning, compress};
 use nwc_encode_host::progress::Silent;
-use nwc_encode_host::synthetic::{Source, network};
+use nwc_encode_host::synthetic::{Source, network, residual_codec};
 use nwc_encode_host::tensors::OwnedTensors;
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -95,6 +96,8 @@ enum Synthesis {
     Compact,
     /// A learned matrix, and two hidden layers of 48 units
     Deep,
+    /// The paper's network, of width 512: a stage behind the decoding of latents, measured by itself
+    Paper,
 }
 
 impl Synthesis {
@@ -105,6 +108,7 @@ impl Synthesis {
             Self::Linear => Transform::learned(network(&[])),
             Self::Compact => Transform::learned(network(&[32])),
             Self::Deep => Transform::learned(network(&[48, 48])),
+            Self::Paper => None,
         }
     }
 }
@@ -126,6 +130,10 @@ fn main() -> Result<()> {
         Command::Speed { gigabytes, bits, item_rows, synthesis } => {
             let mut lines = Vec::new();
             for &synthesis in synthesis {
+                if matches!(synthesis, Synthesis::Paper) {
+                    lines.push(residual_speed(&context)?);
+                    continue;
+                }
                 for &bits in bits {
                     lines.extend(speed(&context, *gigabytes, bits, synthesis, item_rows)?);
                 }
@@ -276,6 +284,7 @@ fn verify(
             kept = Some(decoder);
         }
     }
+    let residual = residual_error(&kept.context("there are vectors")?, &stream)?;
     ensure!(wrong.is_empty(), "products that are not W x:\n{}", wrong.join("\n"));
     Ok(json!({
         "files": files,
@@ -284,7 +293,116 @@ fn verify(
         "tensors_equal": tensors,
         "products": products,
         "worst_product_error": worst_product,
+        "worst_residual_error": residual,
     }))
+}
+
+/// The most that weights which the paper's network restores in binary16 may be off, as a part of the largest.
+const MOST_RESIDUAL_ERROR: f32 = 1e-2;
+
+/// Latents of a tensor, for a network of the paper's form that nobody trained.
+struct Latents {
+    codec: codec_file::FloatCodec,
+    /// `[batch, out, in]`.
+    shape: [usize; 3],
+    values: Vec<f32>,
+    levels: Vec<u8>,
+    deviations: Vec<f32>,
+}
+
+impl Latents {
+    fn new(shape: [usize; 3]) -> Result<Self> {
+        let codec = codec_file::residual(&residual_codec(512, 4, 4));
+        let [batch, out, input] = shape;
+        let normal = Source::Gaussian.matrix(batch * out.next_multiple_of(16), input, 1);
+        Ok(Self {
+            codec: codec.map_err(|error| anyhow::anyhow!("{error}"))?,
+            shape,
+            values: normal.iter().map(|x| (2.0 * x).round()).collect(),
+            levels: (0..input).map(|column| (column % 4) as u8).collect(),
+            deviations: (0..batch * out).map(|row| 0.5 + (row % 9) as f32 / 8.0).collect(),
+        })
+    }
+
+    /// The weights as F32, by the GPU, and the seconds that they took.
+    fn restore(&self, decoder: &Decoder, stream: &Stream, runs: usize) -> Result<(Vec<f32>, f64)> {
+        let network = decoder.residual(&self.codec.synthesis.for_gpu())?;
+        let latents = DeviceBuffer::from_slice(&self.values)?;
+        let levels = DeviceBuffer::from_slice(&self.levels)?;
+        let deviations = DeviceBuffer::from_slice(&self.deviations)?;
+        let output = DeviceBuffer::from_slice(&vec![0xA5u8; 4 * self.shape.iter().product::<usize>()])?;
+        let tensor = LatentMatrices {
+            shape: self.shape,
+            latents: latents.as_device_ptr(),
+            levels: levels.as_device_ptr(),
+            deviations: deviations.as_device_ptr(),
+        };
+        // SAFETY: all have the lengths that the shape asks for, and live until the work is done.
+        let restore =
+            |_| Ok(unsafe { network.restore(stream, &tensor, DType::F32, output.as_device_ptr()) }?);
+        let seconds = median(stream, runs, restore)?;
+        let mut bytes = vec![0; output.len()];
+        output.copy_to(&mut bytes)?;
+        Ok((bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(), seconds))
+    }
+
+    /// The same by the processor.
+    fn expected(&self) -> Vec<f32> {
+        let [batch, out, input] = self.shape;
+        let each = out.div_ceil(16);
+        let latent = |block: usize, column: usize, j: usize| self.values[(16 * block + j) * input + column];
+        let mut chunks: Vec<[f32; 16]> = (0..batch * each * input)
+            .map(|at| std::array::from_fn(|j| latent(at / input, at % input, j)))
+            .collect();
+        self.codec.synthesis.apply(&mut chunks, &self.levels);
+        let weight = |row: usize, column: usize| {
+            let block = row / out * each + row % out / 16;
+            chunks[block * input + column][row % out % 16] * self.deviations[row]
+        };
+        (0..batch * out * input).map(|at| weight(at / input, at % input)).collect()
+    }
+}
+
+/// Compares what the paper's network makes of latents on the GPU and on the processor: the largest difference, as a part of the largest weight.
+fn residual_error(decoder: &Decoder, stream: &Stream) -> Result<f32> {
+    let mut worst = 0f32;
+    for shape in [[2, 40, 100], [1, 16, 1], [3, 7, 65]] {
+        let latents = Latents::new(shape)?;
+        let (expected, (found, _)) = (latents.expected(), latents.restore(decoder, stream, 1)?);
+        let largest = expected.iter().fold(0f32, |most, weight| most.max(weight.abs()));
+        for (expected, found) in expected.iter().zip(found) {
+            let error = (expected - found).abs() / largest;
+            // NaN is no small error either.
+            ensure!(
+                error <= MOST_RESIDUAL_ERROR,
+                "{shape:?}: restored weights are off by {error} of the largest"
+            );
+            worst = worst.max(error);
+        }
+    }
+    Ok(worst)
+}
+
+/// How fast the paper's network restores a matrix, its latents being there.
+fn residual_speed(context: &Context) -> Result<Value> {
+    // The network needs a decoder, whatever that decodes.
+    let mut written = tempfile::tempfile()?;
+    let settings = Settings::new(Target::Bits(4.0));
+    let mut tensors = OwnedTensors::default();
+    tensors.push_f32("t".to_owned(), &[64, 64], &Source::Gaussian.matrix(64, 64, 1));
+    compress(&tensors, Vec::new(), &settings, &Silent, &mut written)
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
+    let mut file = Vec::new();
+    written.rewind()?;
+    written.read_to_end(&mut file)?;
+    let decoder = Decoder::new(context, &Container::open(&file, &Limits::default())?)?;
+    let stream = Stream::new(StreamFlags::NON_BLOCKING, None)?;
+    let latents = Latents::new([1, 4096, 4096])?;
+    let (_, seconds) = latents.restore(&decoder, &stream, 11)?;
+    let weights = 4096.0 * 4096.0;
+    Ok(
+        json!({ "synthesis": "paper", "4096x4096": { "to_f32_us": seconds * 1e6 }, "gweights_per_second": weights / seconds / 1e9 }),
+    )
 }
 
 /// Matrices of a model as large as asked for, compressed at so many bits a weight.

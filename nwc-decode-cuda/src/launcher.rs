@@ -88,7 +88,7 @@ pub enum Error {
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// Says what was to be done when the driver failed.
-trait Doing<T> {
+pub(crate) trait Doing<T> {
     fn to(self, what: &'static str) -> Result<T>;
 }
 
@@ -191,6 +191,11 @@ impl Decoder {
         &self.image
     }
 
+    /// Shared memory that a block may have.
+    pub(crate) const fn most_shared(&self) -> usize {
+        self.most_shared
+    }
+
     /// Bytes of the image in the memory of the device.
     pub fn device_bytes(&self) -> usize {
         self.on_device.len()
@@ -268,7 +273,7 @@ impl Decoder {
     }
 
     /// The kernels for transforms, which few containers need.
-    fn for_transforms(&self) -> Result<&Module> {
+    pub(crate) fn for_transforms(&self) -> Result<&Module> {
         if let Some(module) = self.for_transforms.get() {
             return Ok(module);
         }
@@ -356,7 +361,7 @@ fn upload(image: &Image) -> Result<DeviceBuffer<u8>> {
 }
 
 /// Waits for what was copied to the device or set there: the driver's calls may return before that, and the caller's stream need not wait for it.
-fn arrive() -> Result<()> {
+pub(crate) fn arrive() -> Result<()> {
     // SAFETY: null is the default stream, on which such calls work.
     let result = unsafe { sys::cuStreamSynchronize(std::ptr::null_mut()) };
     done(result, "finish copying to the device")
@@ -372,7 +377,7 @@ fn most_shared(device: &Device) -> Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
-fn allow_shared(function: &Function<'_>, bytes: usize) -> Result<()> {
+pub(crate) fn allow_shared(function: &Function<'_>, bytes: usize) -> Result<()> {
     let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     // SAFETY: sets a number of a function that lives.
     let result = unsafe { sys::cuFuncSetAttribute(function.to_raw(), attribute, bytes as i32) };

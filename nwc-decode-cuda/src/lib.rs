@@ -19,6 +19,8 @@ mod oracle;
 pub mod ptx;
 mod quads;
 mod recode;
+#[cfg(feature = "host")]
+mod residual;
 
 #[cfg(feature = "host")]
 pub use cust;
@@ -26,3 +28,5 @@ pub use image::{Image, ImageOptions, ImageTensor};
 #[cfg(feature = "host")]
 pub use launcher::{Decoder, Error, MOST_BATCH, Plan, Product};
 pub use nwc_decode_kernels::layout;
+#[cfg(feature = "host")]
+pub use residual::{LatentMatrices, Linear, Residual, ResidualBlock, ResidualParameters};

@@ -280,7 +280,7 @@ fn deviation(row: &[f32]) -> bf16 {
     bf16::from_f64(square.sqrt()).min(bf16::MAX)
 }
 
-fn no_numbers() -> Error {
+pub(crate) fn no_numbers() -> Error {
     Error::input("the codec's network makes NaN or infinity of it")
         .remedy("leave it out with --exclude, or train the codec on weights like these")
 }
@@ -422,6 +422,24 @@ pub struct LatentTensor {
 }
 
 impl LatentTensor {
+    /// `[batch, out, in]` of the weights.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn matrices(&self) -> [usize; 3] {
+        [self.matrices.batch, self.matrices.out, self.matrices.input]
+    }
+
+    /// The deviation of each row.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn deviations(&self) -> Vec<f32> {
+        self.deviations.iter().map(|deviation| deviation.to_f32()).collect()
+    }
+
+    /// The level of each column.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn levels(&self) -> &[u8] {
+        &self.levels
+    }
+
     /// Number of weights.
     pub fn elements(&self) -> usize {
         self.matrices.rows() * self.matrices.input

@@ -136,6 +136,24 @@ impl Residual {
         all
     }
 
+    /// The network as a GPU takes it.
+    #[cfg(feature = "cuda")]
+    pub fn for_gpu(&self) -> nwc_decode_cuda::ResidualParameters<'_> {
+        fn linear(linear: &Linear) -> nwc_decode_cuda::Linear<'_> {
+            nwc_decode_cuda::Linear { weight: &linear.weight, bias: &linear.bias }
+        }
+        fn block(block: &Block) -> nwc_decode_cuda::ResidualBlock<'_> {
+            let Block { gain, offset, .. } = block;
+            nwc_decode_cuda::ResidualBlock { linear: linear(&block.linear), gain, offset }
+        }
+        nwc_decode_cuda::ResidualParameters {
+            levels: &self.levels,
+            enter: linear(&self.enter),
+            blocks: self.blocks.iter().map(block).collect(),
+            leave: linear(&self.leave),
+        }
+    }
+
     /// Hidden units.
     pub fn width(&self) -> usize {
         self.width

@@ -117,6 +117,58 @@ pub struct TensorRecord {
     pub latent_unit: f32,
 }
 
+/// Chunks that a block of `nwc_restore_residual` restores.
+///
+/// cbindgen:ignore
+pub const RESIDUAL_CHUNKS: usize = 64;
+
+/// What `nwc_restore_residual` is to do: a network of the paper's form, and a tensor.
+///
+/// cbindgen:ignore
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct ResidualRecord {
+    /// Hidden units, a multiple of 32 of at most 512.
+    pub width: u32,
+    /// Residual blocks.
+    pub blocks: u32,
+    /// Number of matrices.
+    pub batch: u32,
+    /// Output rows of one matrix.
+    pub out: u32,
+    /// Input columns of one matrix.
+    pub input: u32,
+    /// The code of the weights' type.
+    pub dtype: u32,
+}
+
+impl ResidualRecord {
+    /// Blocks of up to 16 rows.
+    #[inline(always)]
+    pub const fn row_blocks(&self) -> u32 {
+        self.batch * self.out.div_ceil(CHUNK as u32)
+    }
+
+    /// Bytes from a chunk's hidden units to the next one's.
+    #[inline(always)]
+    pub const fn hidden_stride(&self) -> u32 {
+        2 * (self.width + 8)
+    }
+
+    /// Where the levels' factors begin among the vectors: behind the first layer's biases, those of each block with gains and offsets, and the last layer's.
+    #[inline(always)]
+    pub const fn factors(&self) -> u32 {
+        (1 + 3 * self.blocks) * self.width + CHUNK as u32
+    }
+
+    /// Shared memory of a block: inputs, hidden units, moments of each warp and of all, outputs.
+    pub const fn shared_bytes(&self) -> u32 {
+        let moments = 8 * (self.width / LANES as u32 + 1);
+        RESIDUAL_CHUNKS as u32
+            * (2 * (CHUNK as u32 + 8) + self.hidden_stride() + moments + 4 * (CHUNK as u32 + 1))
+    }
+}
+
 /// How latents come of indices (docs/bitstream.md §9).
 pub mod synthesis {
     /// They are the same.

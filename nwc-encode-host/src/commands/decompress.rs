@@ -129,19 +129,22 @@ pub fn run(args: &DecompressArgs, progress: &dyn Progress) -> Result<Outcome> {
         };
         match &gpu {
             Some(gpu) => part.tensors.iter().try_for_each(|&index| {
-                let bytes = weights_of(latents, index, args.dtype, |wanted| {
-                    decode_on_gpu(&decoder, gpu, index, wanted)
-                });
-                write(index, bytes)
+                let decode = |wanted| decode_on_gpu(&decoder, gpu, index, wanted);
+                let restore =
+                    |latents: &Latents, bytes: &[u8], dtype| gpu.restore(latents, index, bytes, dtype);
+                write(index, weights_of(latents, index, args.dtype, decode, restore))
             }),
             None => decoder.in_batches(
                 part.tensors.iter().copied(),
                 |index, tensor| {
-                    weights_of(latents, index, args.dtype, |wanted| {
+                    let decode = |wanted| {
                         decode(&decoder, tensor, wanted, |coded, dtype| {
                             decoder.decode_as(coded, dtype, Checks::All)
                         })
-                    })
+                    };
+                    let restore =
+                        |latents: &Latents, bytes: &[u8], dtype| latents.restore(index, bytes, dtype);
+                    weights_of(latents, index, args.dtype, decode, restore)
                 },
                 write,
             ),
@@ -184,17 +187,18 @@ fn output_dtype(dtype: DType, wanted: Option<FloatType>) -> DType {
     }
 }
 
-/// The bytes to write of a tensor. `decode` gives what the container holds, as a type if one is wanted; latents are restored by the host whatever decodes them.
+/// The bytes to write of a tensor. `decode` gives what the container holds, as a type if one is wanted; `restore` makes weights of latents.
 fn weights_of(
     latents: Option<&Latents>,
     index: usize,
     wanted: Option<FloatType>,
     decode: impl Fn(Option<FloatType>) -> Result<Vec<u8>>,
+    restore: impl Fn(&Latents, &[u8], DType) -> Result<Vec<u8>>,
 ) -> Result<Vec<u8>> {
     let Some((latents, tensor)) = latents.and_then(|all| Some((all, all.get(index)?))) else {
         return decode(wanted);
     };
-    latents.restore(index, &decode(None)?, output_dtype(tensor.dtype, wanted))
+    restore(latents, &decode(None)?, output_dtype(tensor.dtype, wanted))
 }
 
 fn decode_on_gpu(

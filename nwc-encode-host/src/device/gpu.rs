@@ -10,11 +10,13 @@ use nwc_decode_cuda::cust::event::{Event, EventFlags};
 use nwc_decode_cuda::cust::memory::{CopyDestination, DeviceBuffer};
 use nwc_decode_cuda::cust::stream::{Stream, StreamFlags};
 use nwc_decode_cuda::cust::{CudaFlags, init};
-use nwc_decode_cuda::{Decoder, ImageTensor};
+use nwc_decode_cuda::{Decoder, ImageTensor, LatentMatrices};
 
 use super::Speed;
+use crate::latents::{Latents, no_numbers};
 use crate::progress::Progress;
 use crate::restore::{damaged, zeros};
+use crate::tensors::{all_finite, to_f32};
 use crate::{Error, Result};
 
 /// A GPU with the coded tensors of a container.
@@ -68,6 +70,43 @@ impl Gpu {
         unsafe { plan.decode(&self.stream) }.and_then(|()| plan.check(&self.stream)).map_err(from_decoder)?;
         output.copy_to(&mut bytes).to("copy weights from the GPU")?;
         Ok(bytes)
+    }
+
+    /// Weights of a tensor of the directory, as bytes of `dtype`, from its latents as F32: as [`Latents::restore`], but that the network computes in binary16. Networks that the GPU does not
+    /// take, the processor does.
+    ///
+    /// # Errors
+    /// Latents of which the network makes NaN, or what the driver says.
+    ///
+    /// # Panics
+    /// If that tensor has no latents, or another number of them.
+    pub fn restore(&self, latents: &Latents, index: usize, bytes: &[u8], dtype: DType) -> Result<Vec<u8>> {
+        let tensor = latents.get(index).expect("a tensor with latents");
+        let network = match self.decoder.residual(&latents.synthesis().for_gpu()) {
+            Err(nwc_decode_cuda::Error::Usage(_)) => return latents.restore(index, bytes, dtype),
+            network => network.map_err(from_decoder)?,
+        };
+        let shape @ [batch, out, input] = tensor.matrices();
+        assert_eq!(bytes.len(), batch * out.next_multiple_of(16) * input * size_of::<f32>());
+        let mut weights = zeros(tensor.elements() * dtype.size())?;
+        let on_device = "take memory on the GPU";
+        let values = DeviceBuffer::from_slice(&to_f32(DType::F32, bytes)).to(on_device)?;
+        let levels = DeviceBuffer::from_slice(tensor.levels()).to(on_device)?;
+        let deviations = DeviceBuffer::from_slice(&tensor.deviations()).to(on_device)?;
+        let output = DeviceBuffer::<u8>::zeroed(weights.len()).to(on_device)?;
+        let tensor = LatentMatrices {
+            shape,
+            latents: values.as_device_ptr(),
+            levels: levels.as_device_ptr(),
+            deviations: deviations.as_device_ptr(),
+        };
+        // What was copied has arrived, for the driver's copies from ordinary memory wait for that.
+        // SAFETY: all have the lengths that the tensor says, its levels were checked, and they live until the stream has come past this.
+        unsafe { network.restore(&self.stream, &tensor, dtype, output.as_device_ptr()) }
+            .map_err(from_decoder)?;
+        self.stream.synchronize().to("restore weights")?;
+        output.copy_to(&mut weights).to("copy weights from the GPU")?;
+        if all_finite(dtype, &weights) { Ok(weights) } else { Err(no_numbers()) }
     }
 
     /// Decodes all tensors to F16 in the GPU's memory, `runs` times after a first one that does not count. The GPU takes the time.

@@ -3,6 +3,7 @@
 use nwc_decode_core::{Container, DType};
 
 use super::Speed;
+use crate::latents::Latents;
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -23,6 +24,16 @@ impl Gpu {
     }
 
     pub fn decode(&self, _index: usize, _dtype: DType) -> Result<Vec<u8>> {
+        match *self {}
+    }
+
+    pub fn restore(
+        &self,
+        _latents: &Latents,
+        _index: usize,
+        _bytes: &[u8],
+        _dtype: DType,
+    ) -> Result<Vec<u8>> {
         match *self {}
     }
 

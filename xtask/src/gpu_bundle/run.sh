@@ -142,7 +142,7 @@ if [ -x "$here/cuda/probe" ]; then step probe limited 15 "$here/cuda/probe"; fi
 step malformed limited 240 "$gpu" malformed "$here/vectors" --out "$out/malformed.json" --commit "$commit"
 step speed limited 200 "$gpu" speed --out "$out/speed.json" --commit "$commit"
 step speed-rates limited 90 "$gpu" speed --bits 2,3,5,6 --gigabytes 0.4 --item-rows 256 --out "$out/speed-rates.json" --commit "$commit"
-step speed-syntheses limited 120 "$gpu" speed --synthesis identity,hadamard,linear,compact,deep --gigabytes 0.4 --item-rows 256 --out "$out/speed-syntheses.json" --commit "$commit"
+step speed-syntheses limited 120 "$gpu" speed --synthesis identity,hadamard,linear,compact,deep,paper --gigabytes 0.4 --item-rows 256 --out "$out/speed-syntheses.json" --commit "$commit"
 if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
     step peers peers
 else

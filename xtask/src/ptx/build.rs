@@ -18,7 +18,7 @@ const COMPONENTS: [&str; 2] = ["rust-src", "llvm-tools"];
 const TARGET: &str = "nvptx64-nvidia-cuda";
 const KERNELS: &str = "nwc-decode-kernels";
 /// How the names of kernels end that undo transforms.
-const TRANSFORMS: [&str; 3] = ["_linear", "_layer", "_layers"];
+const TRANSFORMS: [&str; 4] = ["_linear", "_layer", "_layers", "_residual"];
 /// Every driver for CUDA 12 and later takes it, and it has all instructions of the architectures.
 const PTX_VERSION: &str = "+ptx80";
 /// Every instruction of a whole warp has one of these in its name: `shfl.sync`, `mma.sync`, `barrier`, `bar.arrive`.

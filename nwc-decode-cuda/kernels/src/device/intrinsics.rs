@@ -288,6 +288,17 @@ pub(crate) fn bytes_to_f16(bytes: u32) -> [u32; 2] {
     })
 }
 
+/// One over the square root, to 22 bits.
+#[inline(always)]
+pub(crate) fn reciprocal_root(value: f32) -> f32 {
+    let out: f32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!("rsqrt.approx.f32 {}, {};", out(reg32) out, in(reg32) value, options(pure, nomem, nostack))
+    };
+    out
+}
+
 /// The largest finite number of binary16.
 pub(crate) const MOST_F16: f32 = 65504.0;
 /// The largest finite number of bfloat16.

@@ -7,6 +7,7 @@ mod gemm;
 pub(crate) mod intrinsics;
 mod item;
 mod network;
+mod residual;
 mod ring;
 mod view;
 

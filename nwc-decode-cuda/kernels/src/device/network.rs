@@ -6,7 +6,7 @@ use super::intrinsics::{
     load_matrices, load_shared, load_shared_4, multiply_add_bytes_16, multiply_add_columns,
     multiply_add_rows, pack_bytes, store_shared_4, store_shared_f32, sync_warp,
 };
-use super::item::{LAYER, LAYERS};
+use super::item::LAYER;
 use crate::lane::{Bytes, by_rows, rows};
 use crate::layout::{CHUNK, LANES, synthesis};
 use crate::network::{BIASES, FRAGMENT, HEAD, Parts, SECOND, places, row_of};
