@@ -3,7 +3,7 @@
 //! A tensor `NAME` of matrices `[batch, out, in]` has its rows divided by their deviations and is cut into chunks of 16 neighbouring rows of a column; analysis makes 16 latents of each, which are rounded.
 //! The container has a tensor `NAME.latents` in its place, `[16 * batch * ceil(out / 16), in]`: latent j of the chunks of block b is row 16 b + j. It is coded without loss (step 1, identity, scalar
 //! quantiser), so every decoder restores the latents alike. The network of the synthesis, in F16, is the attachment `nwc:synthesis`; rows' deviations, columns' levels, and what the tensors were is `nwc:latents`.
-//! Weights = synthesis(latents, level) * deviation is for hosts ([docs/adr/0013-latents-in-containers.md]).
+//! Weights = synthesis(latents, level) * deviation is for hosts and their GPUs ([docs/adr/0013-latents-in-containers.md]).
 //!
 //! [docs/adr/0013-latents-in-containers.md]: https://github.com/nwc-codec/nwc/blob/main/docs/adr/0013-latents-in-containers.md
 

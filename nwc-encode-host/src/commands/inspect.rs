@@ -87,7 +87,7 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
         let synthesis = latents.synthesis();
         let _ = writeln!(
             text,
-            "weights are made of latents by a network in floating point, of width {} and {} blocks, {} multiply-adds a weight: by hosts only. \
+            "weights are made of latents by a network in floating point, of width {} and {} blocks, {} multiply-adds a weight: by hosts and their GPUs only. \
              Latents are the same on every device; that weights are is not promised",
             synthesis.width(),
             synthesis.blocks(),
