@@ -339,7 +339,7 @@ impl Latents {
         };
         // SAFETY: all have the lengths that the shape asks for, and live until the work is done.
         let restore =
-            |_| Ok(unsafe { network.restore(stream, &tensor, DType::F32, output.as_device_ptr()) }?);
+            |_| Ok(unsafe { network.restore(decoder, stream, &tensor, DType::F32, output.as_device_ptr()) }?);
         let seconds = median(stream, runs, restore)?;
         let mut bytes = vec![0; output.len()];
         output.copy_to(&mut bytes)?;
@@ -386,15 +386,9 @@ fn residual_error(decoder: &Decoder, stream: &Stream) -> Result<f32> {
 /// How fast the paper's network restores a matrix, its latents being there.
 fn residual_speed(context: &Context) -> Result<Value> {
     // The network needs a decoder, whatever that decodes.
-    let mut written = tempfile::tempfile()?;
-    let settings = Settings::new(Target::Bits(4.0));
     let mut tensors = OwnedTensors::default();
     tensors.push_f32("t".to_owned(), &[64, 64], &Source::Gaussian.matrix(64, 64, 1));
-    compress(&tensors, Vec::new(), &settings, &Silent, &mut written)
-        .map_err(|error| anyhow::anyhow!("{error}"))?;
-    let mut file = Vec::new();
-    written.rewind()?;
-    written.read_to_end(&mut file)?;
+    let file = compressed(&tensors, &Settings::new(Target::Bits(4.0)))?;
     let decoder = Decoder::new(context, &Container::open(&file, &Limits::default())?)?;
     let stream = Stream::new(StreamFlags::NON_BLOCKING, None)?;
     let latents = Latents::new([1, 4096, 4096])?;
@@ -425,8 +419,13 @@ fn model(gigabytes: f64, bits: f64, synthesis: Synthesis) -> Result<Vec<u8>> {
     let transform = synthesis.transform().context("a synthesis that can be undone")?;
     let tuning = Tuning { transform_always: true, ..Tuning::default() };
     let settings = Settings { transform, tuning, ..Settings::new(Target::Bits(bits)) };
+    compressed(&tensors, &settings)
+}
+
+/// The bytes of a container.
+fn compressed(tensors: &OwnedTensors, settings: &Settings) -> Result<Vec<u8>> {
     let mut file = tempfile::tempfile()?;
-    compress(&tensors, Vec::new(), &settings, &Silent, &mut file)
+    compress(tensors, Vec::new(), settings, &Silent, &mut file)
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     let mut bytes = Vec::new();
     file.rewind()?;

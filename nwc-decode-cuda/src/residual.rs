@@ -1,7 +1,6 @@
 //! The paper's synthesis on the GPU: a stage of its own, which makes weights of latents that were decoded before.
 
 use cust::memory::{DeviceBuffer, DeviceCopy, DevicePointer};
-use cust::module::Module;
 use cust::stream::Stream;
 use half::f16;
 use nwc_decode_core::DType;
@@ -47,9 +46,7 @@ pub struct ResidualParameters<'a> {
 
 /// Such a network in the memory of a device, with its weights in binary16.
 #[derive(Debug)]
-pub struct Residual<'d> {
-    module: &'d Module,
-    most_shared: usize,
+pub struct Residual {
     width: usize,
     blocks: usize,
     levels: usize,
@@ -75,7 +72,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`Error::Usage`] if its width is no multiple of 32 up to 512, or its parts do not fit each other, or what the driver says.
-    pub fn residual(&self, parameters: &ResidualParameters<'_>) -> Result<Residual<'_>> {
+    pub fn residual(&self, parameters: &ResidualParameters<'_>) -> Result<Residual> {
         let width = parameters.enter.bias.len();
         if width == 0 || !width.is_multiple_of(LANES) || width > MOST_WIDTH {
             return Err(Error::Usage(format!(
@@ -106,31 +103,31 @@ impl Decoder {
         put(&parameters.enter, &[]);
         parameters.blocks.iter().for_each(|block| put(&block.linear, &[block.gain, block.offset]));
         put(&parameters.leave, &[parameters.levels]);
-        let module = self.for_transforms()?;
+        self.for_transforms()?; // which enters the context
         let weights = DeviceBuffer::from_slice(&weights).to("copy a network to the device")?;
         let vectors = DeviceBuffer::from_slice(&vectors).to("copy a network to the device")?;
         arrive()?;
-        let (blocks, most_shared) = (parameters.blocks.len(), self.most_shared());
-        Ok(Residual { module, most_shared, width, blocks, levels, weights, vectors })
+        Ok(Residual { width, blocks: parameters.blocks.len(), levels, weights, vectors })
     }
 }
 
-impl Residual<'_> {
+impl Residual {
     /// Number of levels that it knows.
     pub const fn levels(&self) -> usize {
         self.levels
     }
 
-    /// Restores a tensor's weights, row-major, as `dtype` (F32, F16 or BF16), asynchronously on a stream. They are near those that the network gives in binary32, and the same each time.
+    /// Restores a tensor's weights, row-major, as `dtype` (F32, F16 or BF16), asynchronously on a stream, once what was copied to the device before has arrived. They are near those that the network gives in binary32, and the same each time.
     ///
     /// # Errors
     /// [`Error::Usage`] for another type or a tensor that is too large, or what the driver says.
     ///
     /// # Safety
-    /// `output` and what `tensor` points to are memory of the decoder's device of these lengths, and nobody else writes them, or uses the output, until the stream has come past this; no
+    /// The network is of this decoder's device. `output` and what `tensor` points to are memory of it, of these lengths, and nobody else writes them, or uses the output, until the stream has come past this; no
     /// level is above those that the network knows. The network lives as long. The stream is of the decoder's context.
     pub unsafe fn restore(
         &self,
+        decoder: &Decoder,
         stream: &Stream,
         tensor: &LatentMatrices,
         dtype: DType,
@@ -141,7 +138,8 @@ impl Residual<'_> {
         }
         let [batch, out, input] = tensor.shape;
         let chunks = (batch as u64 * out.div_ceil(CHUNK) as u64).saturating_mul(input as u64);
-        if chunks > 1 << 31 {
+        let most = u32::MAX as usize;
+        if chunks > 1 << 31 || tensor.shape.iter().any(|&dim| dim > most) {
             return Err(Error::Usage(format!("a tensor of {:?} is too large", tensor.shape)));
         }
         let record = ResidualRecord {
@@ -156,10 +154,11 @@ impl Residual<'_> {
         if grid == 0 {
             return Ok(());
         }
-        let function = self.module.get_function("nwc_restore_residual").to("find a kernel")?;
+        let function = decoder.for_transforms()?.get_function("nwc_restore_residual").to("find a kernel")?;
         // All launches of a kernel share this: it must not fall again.
-        allow_shared(&function, self.most_shared)?;
-        let (threads, shared) = (self.width as u32, record.shared_bytes());
+        allow_shared(&function, decoder.most_shared())?;
+        arrive()?;
+        let (threads, shared) = (self.width as u32, record.shared()[4]);
         let record = Argument(record);
         // SAFETY: by the caller; the arguments are the kernel's.
         unsafe {

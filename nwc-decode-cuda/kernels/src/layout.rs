@@ -122,6 +122,16 @@ pub struct TensorRecord {
 /// cbindgen:ignore
 pub const RESIDUAL_CHUNKS: usize = 64;
 
+/// Bytes from such a chunk's inputs to the next one's: 16 numbers and 8 to spare, so that rows lie in different banks. The same for hidden units.
+///
+/// cbindgen:ignore
+pub const RESIDUAL_INPUT_STRIDE: u32 = 2 * (CHUNK as u32 + 8);
+
+/// Bytes from such a chunk's output to the next one's.
+///
+/// cbindgen:ignore
+pub const RESIDUAL_OUTPUT_STRIDE: u32 = 4 * (CHUNK as u32 + 1);
+
 /// What `nwc_restore_residual` is to do: a network of the paper's form, and a tensor.
 ///
 /// cbindgen:ignore
@@ -161,11 +171,15 @@ impl ResidualRecord {
         (1 + 3 * self.blocks) * self.width + CHUNK as u32
     }
 
-    /// Shared memory of a block: inputs, hidden units, moments of each warp and of all, outputs.
-    pub const fn shared_bytes(&self) -> u32 {
-        let moments = 8 * (self.width / LANES as u32 + 1);
-        RESIDUAL_CHUNKS as u32
-            * (2 * (CHUNK as u32 + 8) + self.hidden_stride() + moments + 4 * (CHUNK as u32 + 1))
+    /// Where in a block's shared memory, behind the inputs, hidden units, moments of each warp, moments of all and outputs begin, and where they end.
+    #[inline(always)]
+    pub const fn shared(&self) -> [u32; 5] {
+        let chunks = RESIDUAL_CHUNKS as u32;
+        let hidden = chunks * RESIDUAL_INPUT_STRIDE;
+        let partial = hidden + chunks * self.hidden_stride();
+        let moments = partial + chunks * 8 * (self.width / LANES as u32);
+        let outputs = moments + chunks * 8;
+        [hidden, partial, moments, outputs, outputs + chunks * RESIDUAL_OUTPUT_STRIDE]
     }
 }
 

@@ -1,5 +1,6 @@
 //! The GPU, by nwc-decode-cuda.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use nwc_decode_core::{Container, DType};
@@ -10,7 +11,7 @@ use nwc_decode_cuda::cust::event::{Event, EventFlags};
 use nwc_decode_cuda::cust::memory::{CopyDestination, DeviceBuffer};
 use nwc_decode_cuda::cust::stream::{Stream, StreamFlags};
 use nwc_decode_cuda::cust::{CudaFlags, init};
-use nwc_decode_cuda::{Decoder, ImageTensor, LatentMatrices};
+use nwc_decode_cuda::{Decoder, ImageTensor, LatentMatrices, Residual};
 
 use super::Speed;
 use crate::latents::{Latents, no_numbers};
@@ -24,6 +25,8 @@ use crate::{Error, Result};
 pub struct Gpu {
     name: String,
     stream: Stream,
+    /// The network of its latents, once it was asked for.
+    network: OnceCell<Option<Residual>>,
     /// Behind the stream, since it keeps the context, and fields are dropped in their order.
     decoder: Decoder,
     /// Numbers in the image by those in the directory.
@@ -43,6 +46,7 @@ impl Gpu {
         Ok(Self {
             name: device.name().to("name the GPU")?,
             numbers: numbers.collect(),
+            network: OnceCell::new(),
             stream: Stream::new(StreamFlags::NON_BLOCKING, None).to("make a stream")?,
             decoder,
         })
@@ -82,10 +86,7 @@ impl Gpu {
     /// If that tensor has no latents, or another number of them.
     pub fn restore(&self, latents: &Latents, index: usize, bytes: &[u8], dtype: DType) -> Result<Vec<u8>> {
         let tensor = latents.get(index).expect("a tensor with latents");
-        let network = match self.decoder.residual(&latents.synthesis().for_gpu()) {
-            Err(nwc_decode_cuda::Error::Usage(_)) => return latents.restore(index, bytes, dtype),
-            network => network.map_err(from_decoder)?,
-        };
+        let Some(network) = self.network(latents)? else { return latents.restore(index, bytes, dtype) };
         let shape @ [batch, out, input] = tensor.matrices();
         assert_eq!(bytes.len(), batch * out.next_multiple_of(16) * input * size_of::<f32>());
         let mut weights = zeros(tensor.elements() * dtype.size())?;
@@ -100,13 +101,24 @@ impl Gpu {
             levels: levels.as_device_ptr(),
             deviations: deviations.as_device_ptr(),
         };
-        // What was copied has arrived, for the driver's copies from ordinary memory wait for that.
         // SAFETY: all have the lengths that the tensor says, its levels were checked, and they live until the stream has come past this.
-        unsafe { network.restore(&self.stream, &tensor, dtype, output.as_device_ptr()) }
+        unsafe { network.restore(&self.decoder, &self.stream, &tensor, dtype, output.as_device_ptr()) }
             .map_err(from_decoder)?;
         self.stream.synchronize().to("restore weights")?;
         output.copy_to(&mut weights).to("copy weights from the GPU")?;
         if all_finite(dtype, &weights) { Ok(weights) } else { Err(no_numbers()) }
+    }
+
+    /// The network of the container's latents, copied once; `None` if it is none for a GPU.
+    fn network(&self, latents: &Latents) -> Result<Option<&Residual>> {
+        if self.network.get().is_none() {
+            let network = match self.decoder.residual(&latents.synthesis().for_gpu()) {
+                Err(nwc_decode_cuda::Error::Usage(_)) => None,
+                network => Some(network.map_err(from_decoder)?),
+            };
+            let _ = self.network.set(network);
+        }
+        Ok(self.network.get().and_then(Option::as_ref))
     }
 
     /// Decodes all tensors to F16 in the GPU's memory, `runs` times after a first one that does not count. The GPU takes the time.

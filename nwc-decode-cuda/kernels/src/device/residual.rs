@@ -7,17 +7,15 @@ use super::intrinsics::{
     pack_bf16, pack_f16, reciprocal_root, shared_base, shuffle, store_global, store_global_16,
     store_shared_2, store_shared_f32, sync_block, thread, threads,
 };
-use crate::layout::{CHUNK, LANES, RESIDUAL_CHUNKS, ResidualRecord};
+use crate::layout::{
+    CHUNK, LANES, RESIDUAL_CHUNKS, RESIDUAL_INPUT_STRIDE, RESIDUAL_OUTPUT_STRIDE, ResidualRecord,
+};
 use nwc_decode_core::DType;
 
 /// Matrices of 16 rows that a block's chunks are.
 const PARTS: usize = RESIDUAL_CHUNKS / CHUNK;
 /// Matrices of 8 columns that a warp computes of a layer.
 const TILES: usize = 4;
-/// Bytes from a chunk's inputs to the next one's: 16 numbers and 8 to spare, so that rows lie in different banks. The same for hidden units.
-const INPUT_STRIDE: u32 = 2 * (CHUNK as u32 + 8);
-/// Bytes from a chunk's output to the next one's.
-const OUTPUT_STRIDE: u32 = 4 * (CHUNK as u32 + 1);
 /// What layer normalisation adds to the variance.
 const EPSILON: f32 = 1e-5;
 
@@ -37,7 +35,7 @@ struct Four([u32; 4]);
 ///
 /// `weights` are the layers' weights in binary16, in the order in which threads multiply by them, `vectors` biases, gains, offsets and levels (`residual.rs` of the launcher); `latents` [16 * batch * ceil(out / 16),
 /// in], `columns` has the level of each column, `rows` the deviation of each row, [batch * out]; `output` [batch, out, in] of the record's type. The block has
-/// [`ResidualRecord::shared_bytes`] of shared memory.
+/// as much shared memory as [`ResidualRecord::shared`] says.
 ///
 /// # Safety
 /// All of them have these lengths; there are as many threads and blocks, and no level that the network does not know.
@@ -58,7 +56,7 @@ pub unsafe extern "ptx-kernel" fn nwc_restore_residual(
         sync_block();
         let mut vectors = vectors;
         let mut at = weights;
-        let sums = stage.multiply(stage.inputs, INPUT_STRIDE, CHUNK as u32, &mut at);
+        let sums = stage.multiply(stage.inputs, RESIDUAL_INPUT_STRIDE, CHUNK as u32, &mut at);
         stage.keep(stage.add_biases(sums, &mut vectors));
         sync_block();
         let levels = stage.levels(columns);
@@ -98,10 +96,7 @@ impl Stage {
     fn new(record: ResidualRecord, vectors: *const f32) -> Self {
         let chunks = RESIDUAL_CHUNKS as u32;
         let inputs = shared_base();
-        let hidden = inputs + chunks * INPUT_STRIDE;
-        let partial = hidden + chunks * record.hidden_stride();
-        let moments = partial + record.width / LANES as u32 * chunks * 8;
-        let outputs = moments + chunks * 8;
+        let [hidden, partial, moments, outputs, _] = record.shared().map(|place| inputs + place);
         let (warp, lane) = (thread() / LANES as u32, thread() % LANES as u32);
         let factors = vectors.wrapping_add(record.factors() as usize);
         Self {
@@ -155,7 +150,7 @@ impl Stage {
                 // SAFETY: by the caller, there are such latents.
                 values = unsafe { [from.read(), from.add(self.record.input as usize).read()] };
             }
-            let to = self.inputs + chunk * INPUT_STRIDE + pair * 4;
+            let to = self.inputs + chunk * RESIDUAL_INPUT_STRIDE + pair * 4;
             // SAFETY: the block's shared memory.
             unsafe { store_shared_f32(to, f32::from_bits(pack_f16(values[0], values[1]))) };
             at += threads();
@@ -358,7 +353,10 @@ impl Stage {
                     // SAFETY: as above.
                     unsafe {
                         let bias = biases.add(column as usize).read();
-                        store_shared_f32(self.outputs + row * OUTPUT_STRIDE + column * 4, sum + bias);
+                        store_shared_f32(
+                            self.outputs + row * RESIDUAL_OUTPUT_STRIDE + column * 4,
+                            sum + bias,
+                        );
                     }
                 }
             }
@@ -384,7 +382,7 @@ impl Stage {
             let place = row * input as usize + column as usize;
             // SAFETY: by the caller, and the block's shared memory.
             unsafe {
-                let value = load_shared(self.outputs + chunk * OUTPUT_STRIDE + j * 4);
+                let value = load_shared(self.outputs + chunk * RESIDUAL_OUTPUT_STRIDE + j * 4);
                 let weight = f32::from_bits(value) * rows.add(row).read();
                 if dtype == DType::F32 as u32 {
                     store_global(output.add(4 * place), weight.to_bits());
