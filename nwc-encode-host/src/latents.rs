@@ -372,7 +372,6 @@ fn of_weights(
 ) -> Report {
     let latents = report.weights;
     let (mut error, mut energy) = (0.0, 0.0);
-    let mut each = Vec::new();
     report.weights = 0;
     for (index, line) in report.tensors.iter_mut().enumerate() {
         let Some(&(tensor_error, tensor_energy, weighted)) = errors.get(&index) else { continue };
@@ -388,13 +387,8 @@ fn of_weights(
         line.weighted_nmse = weighted;
         report.weights += weights;
         (error, energy) = (error + tensor_error, energy + tensor_energy);
-        each.push((line.nmse, weighted));
     }
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-    let weighted: Vec<f64> = each.iter().filter_map(|line| line.1).collect();
-    report.nmse = if energy > 0.0 { error / energy } else { 0.0 };
-    report.nmse_mean = mean(&each.iter().map(|line| line.0).collect::<Vec<_>>());
-    report.weighted_nmse_mean = (!weighted.is_empty()).then(|| mean(&weighted));
+    report.sum_up(error, energy);
     report.symbol_entropy *= latents as f64 / report.weights.max(1) as f64;
     report
 }

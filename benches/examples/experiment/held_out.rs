@@ -180,18 +180,21 @@ impl Whole {
 
 /// A line for each rate of a tensor; none if it is not coded.
 fn measure(model: &str, source: &dyn TensorSource, index: usize, wholes: &[Whole]) -> Result<Vec<Value>> {
+    if wholes.iter().all(|whole| whole.default.stored[index].is_none()) {
+        return Ok(Vec::new());
+    }
+    let (original, only, tensor) = (Original::new(source, index)?, only(source, index), source.tensor(index));
+    let kurtosis = kurtosis(&Matrix::all(&only), &Transform::Identity);
     let mut lines = Vec::new();
     for whole in wholes {
         let points = whole.default.point(index).zip(whole.identity.point(index));
         let Some((default, identity)) = points else { continue };
-        let (original, only) = (Original::new(source, index)?, only(source, index));
-        let tensor = source.tensor(index);
         lines.push(json!({
             "model": model,
             "tensor": tensor.name,
             "shape": tensor.shape,
             "weights": original.weights.len(),
-            "kurtosis": kurtosis(&Matrix::all(&only), &Transform::Identity),
+            "kurtosis": kurtosis,
             "bits": whole.bits,
             "alone": alone(&original, &only, whole.bits),
             "in_model": original.compare(default, identity),

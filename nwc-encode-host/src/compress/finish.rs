@@ -60,7 +60,7 @@ pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<R
         tensors: Vec::new(),
     };
     progress.begin("checking", coded_weights(&container));
-    let (mut error, mut energy, mut count) = (0.0, 0.0, 0u32);
+    let (mut error, mut energy) = (0.0, 0.0);
     let mut memory = TableMemory::default();
     let decoder = Decoder::new(&container, &mut memory)?;
     for (index, tensor) in decoder.tensors().iter().enumerate() {
@@ -82,8 +82,7 @@ pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<R
                 entry.content_crc = crc32fast::hash(&bytes);
                 let (tensor_error, tensor_energy) = squared_error(info.dtype, source.bytes(index), &bytes);
                 line.nmse = if tensor_energy > 0.0 { tensor_error / tensor_energy } else { 0.0 };
-                (error, energy, count) = (error + tensor_error, energy + tensor_energy, count + 1);
-                report.nmse_mean += line.nmse;
+                (error, energy) = (error + tensor_error, energy + tensor_energy);
                 line.weighted_nmse = job
                     .importance(index)?
                     .map(|diagonal| weighted_nmse(info.dtype, source.bytes(index), &bytes, diagonal));
@@ -94,11 +93,7 @@ pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<R
         }
         report.tensors.push(line);
     }
-    report.nmse = if energy > 0.0 { error / energy } else { 0.0 };
-    report.nmse_mean /= f64::from(count.max(1));
-    let weighted: Vec<f64> = report.tensors.iter().filter_map(|tensor| tensor.weighted_nmse).collect();
-    report.weighted_nmse_mean =
-        (!weighted.is_empty()).then(|| weighted.iter().sum::<f64>() / weighted.len() as f64);
+    report.sum_up(error, energy);
     report.symbol_entropy = coded.entropy_bits / report.weights.max(1) as f64;
     let codecs = std::slice::from_ref(&coded.codec);
     let seek_points = match job.settings.seek_rows {
@@ -152,4 +147,17 @@ pub(crate) fn squared_error(dtype: DType, original: &[u8], decoded: &[u8]) -> (f
         })
         .collect();
     parts.into_iter().fold((0.0, 0.0), |(error, energy), part| (error + part.0, energy + part.1))
+}
+
+impl Report {
+    /// The errors of the whole file: of squared errors and squared weights, and of its tensors' lines.
+    pub(crate) fn sum_up(&mut self, error: f64, energy: f64) {
+        let mean =
+            |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+        let coded = self.tensors.iter().filter(|tensor| tensor.coding == coding_name(Coding::Coded));
+        self.nmse = if energy > 0.0 { error / energy } else { 0.0 };
+        self.nmse_mean = mean(coded.map(|tensor| tensor.nmse).collect()).unwrap_or(0.0);
+        self.weighted_nmse_mean =
+            mean(self.tensors.iter().filter_map(|tensor| tensor.weighted_nmse).collect());
+    }
 }
