@@ -66,6 +66,8 @@ pub struct Model {
     paths: Vec<PathBuf>,
     maps: Vec<Mmap>,
     tensors: Vec<SourceTensor>,
+    /// The index of each tensor, by its name.
+    names: HashMap<String, usize>,
     /// Position of each tensor in the map of its file, in bytes.
     ranges: Vec<Range<usize>>,
     attachments: Vec<Attachment>,
@@ -93,16 +95,16 @@ impl Model {
             paths: Vec::new(),
             maps: Vec::new(),
             tensors: Vec::new(),
+            names: HashMap::new(),
             ranges: Vec::new(),
             attachments: Vec::new(),
             skipped: Vec::new(),
         };
-        let mut seen = HashMap::new();
         if metadata.is_dir() {
             let contents = folder::scan(path)?;
             for name in contents.weights {
                 let file = path.join(&name);
-                model.add_file(name, file, &mut seen)?;
+                model.add_file(name, file)?;
             }
             model.attachments = contents.attachments;
             model.skipped = contents.skipped;
@@ -111,20 +113,21 @@ impl Model {
                 Error::input("the file name is not Unicode").file(path).remedy("rename the file")
             })?;
             check_file_name(name).map_err(|error| error.file(path).remedy("rename the file"))?;
-            model.add_file(name.to_owned(), path.to_owned(), &mut seen)?;
+            model.add_file(name.to_owned(), path.to_owned())?;
         }
         Ok(model)
     }
 
-    /// Maps one more weight file. `seen` gives the file index of each tensor name so far.
-    fn add_file(&mut self, name: String, path: PathBuf, seen: &mut HashMap<String, usize>) -> Result<()> {
+    /// Maps one more weight file.
+    fn add_file(&mut self, name: String, path: PathBuf) -> Result<()> {
         let map = map(&path)?;
         let header = header::parse(&map).map_err(|error| error.file(&path))?;
         let file = self.files.len();
         let mut tensors = Vec::with_capacity(header.entries.len());
         for entry in header.entries {
-            if let Some(other) = seen.insert(entry.name.clone(), file) {
-                return Err(Error::input(format!("is also in {:?}", self.files[other].name))
+            if let Some(other) = self.names.insert(entry.name.clone(), self.tensors.len()) {
+                let other = &self.files[self.tensors[other].file];
+                return Err(Error::input(format!("is also in {:?}", other.name))
                     .file(path)
                     .tensor(entry.name)
                     .remedy("remove the file that does not belong to the model from the index"));
@@ -175,6 +178,11 @@ impl Model {
     /// If there is no such tensor.
     pub fn bytes(&self, index: usize) -> &[u8] {
         &self.maps[self.tensors[index].file][self.ranges[index].clone()]
+    }
+
+    /// The index of the tensor of this name.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.names.get(name).copied()
     }
 
     /// The files that should travel with the weights, sorted by name. None for a bare file.
