@@ -30,9 +30,13 @@ pub mod compress;
 pub mod container;
 pub mod device;
 pub mod error;
+#[cfg(feature = "models")]
+pub mod forward;
 pub mod importance;
 pub mod latents;
 pub mod model;
+#[cfg(any(feature = "train", feature = "models"))]
+pub mod parameters;
 pub mod progress;
 pub mod residual;
 pub mod restore;

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
 use super::density;
-use super::parameters::Parameters;
+use crate::parameters::Parameters;
 
 /// Decay of the means of gradients and of their squares.
 const DECAY: (f64, f64) = (0.9, 0.999);

@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::adam::Adam;
 use super::evaluate::PRECISION;
-use super::parameters::{HostParameters, HostTensor, Parameters};
 use super::{CurvePoint, Settings};
 use crate::atomic::AtomicFile;
 use crate::codec_file::NETWORK;
 use crate::coding::table::Table;
 use crate::model::Model;
+use crate::parameters::{HostParameters, HostTensor, Parameters};
 use crate::tensors::to_f32;
 use crate::{Error, Result};
 

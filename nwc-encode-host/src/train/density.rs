@@ -7,7 +7,7 @@ use burn::tensor::activation::{sigmoid, softplus};
 use burn::tensor::backend::Backend;
 use rand::Rng;
 
-use super::parameters::{HostParameters, HostTensor, Parameters};
+use crate::parameters::{HostParameters, HostTensor, Parameters};
 
 /// Units between the latent and its logit.
 const FILTERS: [usize; 4] = [3, 3, 3, 3];
@@ -83,7 +83,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::train::parameters::values;
+    use crate::parameters::values;
 
     const LATENTS: usize = 5;
 

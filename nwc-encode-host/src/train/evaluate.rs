@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::data::Chunk;
 use super::network::{LATENTS, Network};
-use super::parameters::{Parameters, values};
 use crate::Result;
 use crate::chunks::CHUNK;
 use crate::coding::table::{Counts, Table};
 use crate::importance::LEVEL_PARTS;
+use crate::parameters::{Parameters, values};
 use crate::progress::Progress;
 
 /// Chunks that go through a network at once.

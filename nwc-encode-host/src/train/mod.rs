@@ -9,7 +9,6 @@ mod data;
 mod density;
 mod evaluate;
 mod network;
-mod parameters;
 mod rounded;
 
 use std::f64::consts::LN_2;
@@ -27,6 +26,7 @@ use serde_json::json;
 use crate::chunks::CHUNK;
 use crate::device::Device;
 use crate::importance::LEVEL_COSTS;
+use crate::parameters::{HostParameters, Parameters, count};
 use crate::progress::Progress;
 use crate::{Error, ErrorKind, Result};
 use adam::Adam;
@@ -37,7 +37,6 @@ pub(crate) use data::{Data, Origin};
 pub use evaluate::Point;
 use evaluate::{Evaluation, evaluate, tables, upload};
 pub(crate) use network::{LATENTS, Network};
-use parameters::{HostParameters, Parameters, count};
 
 /// Chunks that tables are fitted to, and that are coded with them: for the curve, and at the end.
 const CURVE_CHUNKS: (usize, usize) = (2048, 1024);

@@ -12,10 +12,10 @@ use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use super::data::Chunk;
-use super::parameters::{HostParameters, HostTensor, Parameters};
 use crate::chunks::CHUNK;
 use crate::commands::train::Profile;
 use crate::importance::LEVEL_COSTS;
+use crate::parameters::{HostParameters, HostTensor, Parameters};
 
 /// Latents of a chunk.
 pub(crate) const LATENTS: usize = CHUNK;
@@ -309,8 +309,8 @@ mod tests {
 
     use super::*;
     use crate::codec_file;
+    use crate::parameters::{count, values};
     use crate::train::checkpoint::codec;
-    use crate::train::parameters::{count, values};
 
     #[test]
     fn the_papers_networks_have_its_sizes() {

@@ -2,8 +2,8 @@
 
 use nwc_decode_core::Network;
 
-use super::parameters::HostParameters;
 use crate::chunks::CHUNK;
+use crate::parameters::HostParameters;
 
 /// The most that an integer weight, and an activation, can be.
 const MOST: f64 = 127.0;
@@ -133,7 +133,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::train::parameters::HostTensor;
+    use crate::parameters::HostTensor;
 
     /// A rotation of pairs of rows times a step, and a hidden layer of 20 units.
     fn parameters(step: f32, hidden: bool) -> HostParameters {

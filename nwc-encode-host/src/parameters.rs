@@ -1,4 +1,4 @@
-//! Parameters by name, on the device that trains and outside of it.
+//! Parameters of networks by name, on the device that computes and outside of it.
 
 use std::collections::BTreeMap;
 
@@ -7,44 +7,56 @@ use burn::tensor::{Tensor, TensorData};
 
 /// A parameter outside of the device.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct HostTensor {
+pub struct HostTensor {
     /// Its dimensions, as files have them.
-    pub(crate) shape: Vec<usize>,
+    pub shape: Vec<usize>,
     /// Its elements, row-major.
-    pub(crate) values: Vec<f32>,
+    pub values: Vec<f32>,
 }
 
 /// Parameters outside of the device. Sorted, so that sums over all of them have one order.
-pub(crate) type HostParameters = BTreeMap<String, HostTensor>;
+pub type HostParameters = BTreeMap<String, HostTensor>;
 
 /// Parameters on a device: matrices all of them, `[first dimension, others]`, or `[1, length]`.
 #[derive(Debug, Clone)]
-pub(crate) struct Parameters<B: Backend> {
+pub struct Parameters<B: Backend> {
     tensors: BTreeMap<String, (Vec<usize>, Tensor<B, 2>)>,
+}
+
+impl<B: Backend> Default for Parameters<B> {
+    fn default() -> Self {
+        Self { tensors: BTreeMap::new() }
+    }
 }
 
 impl<B: Backend> Parameters<B> {
     /// Brings parameters to a device.
-    pub(crate) fn new(host: &HostParameters, device: &B::Device) -> Self {
-        let upload = |tensor: &HostTensor| {
-            let matrix = match tensor.shape[..] {
-                [length] => [1, length],
-                [first, ..] => [first, tensor.values.len() / first],
-                [] => [1, 1],
-            };
-            let data = TensorData::new(tensor.values.clone(), matrix);
-            (tensor.shape.clone(), Tensor::from_data(data, device))
+    pub fn new(host: &HostParameters, device: &B::Device) -> Self {
+        let mut parameters = Self::default();
+        host.iter().for_each(|(name, tensor)| parameters.insert(name.clone(), tensor.clone(), device));
+        parameters
+    }
+
+    /// Brings one more to a device, in the place of the one of that name if there is one.
+    pub fn insert(&mut self, name: String, tensor: HostTensor, device: &B::Device) {
+        let HostTensor { shape, values } = tensor;
+        let matrix = match shape[..] {
+            [length] => [1, length],
+            [first, ..] => [first, values.len() / first.max(1)],
+            [] => [1, 1],
         };
-        Self { tensors: host.iter().map(|(name, tensor)| (name.clone(), upload(tensor))).collect() }
+        let tensor = Tensor::from_data(TensorData::new(values, matrix), device);
+        self.tensors.insert(name, (shape, tensor));
     }
 
     /// Zeros for each of them.
-    pub(crate) fn zeros_like(&self) -> Self {
+    #[must_use]
+    pub fn zeros_like(&self) -> Self {
         self.map(|_, tensor| tensor.zeros_like())
     }
 
     /// Brings them back.
-    pub(crate) fn to_host(&self) -> HostParameters {
+    pub fn to_host(&self) -> HostParameters {
         let download = |(shape, tensor): &(Vec<usize>, Tensor<B, 2>)| HostTensor {
             shape: shape.clone(),
             values: values(tensor),
@@ -56,12 +68,12 @@ impl<B: Backend> Parameters<B> {
     ///
     /// # Panics
     /// If there is none of this name.
-    pub(crate) fn get(&self, name: &str) -> Tensor<B, 2> {
+    pub fn get(&self, name: &str) -> Tensor<B, 2> {
         self.tensors.get(name).unwrap_or_else(|| panic!("no parameter {name}")).1.clone()
     }
 
     /// Whether there is one of this name.
-    pub(crate) fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
@@ -69,12 +81,12 @@ impl<B: Backend> Parameters<B> {
     ///
     /// # Panics
     /// If there is none of this name.
-    pub(crate) fn set(&mut self, name: &str, tensor: Tensor<B, 2>) {
+    pub fn set(&mut self, name: &str, tensor: Tensor<B, 2>) {
         self.tensors.get_mut(name).unwrap_or_else(|| panic!("no parameter {name}")).1 = tensor;
     }
 
     /// All names, in order.
-    pub(crate) fn names(&self) -> Vec<String> {
+    pub fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
     }
 
@@ -90,17 +102,31 @@ impl<B: Backend> Parameters<B> {
 
 impl<B: AutodiffBackend> Parameters<B> {
     /// Parameters whose gradients are wanted.
-    pub(crate) fn tracked(parameters: &Parameters<B::InnerBackend>) -> Self {
-        parameters.map(|_, tensor| Tensor::from_inner(tensor.clone()).require_grad())
+    #[must_use]
+    pub fn tracked(parameters: &Parameters<B::InnerBackend>) -> Self {
+        Self::tracked_where(parameters, |_| true)
+    }
+
+    /// Parameters, with gradients wanted of those whose names `wanted` says.
+    #[must_use]
+    pub fn tracked_where(parameters: &Parameters<B::InnerBackend>, wanted: impl Fn(&str) -> bool) -> Self {
+        parameters.map(|name, tensor| {
+            let tensor = Tensor::from_inner(tensor.clone());
+            if wanted(name) { tensor.require_grad() } else { tensor }
+        })
     }
 }
 
 /// The elements of a tensor.
-pub(crate) fn values<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
-    tensor.to_data().into_vec().expect("training is in f32")
+///
+/// # Panics
+/// If the backend does not compute in f32.
+pub fn values<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
+    tensor.to_data().into_vec().expect("the backend computes in f32")
 }
 
 /// How many numbers there are under a prefix.
+#[cfg(feature = "train")]
 pub(crate) fn count(parameters: &HostParameters, prefix: &str) -> usize {
     parameters.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, t)| t.values.len()).sum()
 }
