@@ -5,10 +5,14 @@
 #![cfg(feature = "models")]
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use burn::backend::{Autodiff, Flex};
+use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
+use nwc_decode_core::{Checks, Coding, DType};
 use nwc_encode_host::forward::preprocess::Preprocessor;
 use nwc_encode_host::forward::tokenizer::Tokenizer;
 use nwc_encode_host::forward::{
@@ -16,6 +20,8 @@ use nwc_encode_host::forward::{
 };
 use nwc_encode_host::model::Model;
 use nwc_encode_host::parameters::{Parameters, values};
+use nwc_encode_host::restore::{ContainerFile, Decoder, TableMemory};
+use nwc_encode_host::synthetic::residual_codec;
 
 type B = Flex;
 type TestResult = Result<(), Box<dyn std::error::Error>>;
@@ -274,6 +280,46 @@ fn texts_have_the_tokens_of_the_baseline() -> TestResult {
     Ok(())
 }
 
+/// The whole protocol of the baseline: windows of 512 tokens, each token but the first predicted once.
+#[test]
+#[ignore = "takes minutes; run it with --release -- --ignored"]
+fn perplexity_is_the_baseline() -> TestResult {
+    const WINDOW: usize = 512;
+    const BATCH: usize = 4;
+    let Some(assets) = assets() else { return Ok(()) };
+    let data = Model::open(&assets.join("data/wikitext2-test-tokens.safetensors"))?;
+    let ids: Vec<u32> =
+        data.bytes(0).as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes).into()).collect();
+    for name in ["llama-tiny", "qwen3-tiny", "mixtral-tiny"] {
+        let folder = assets.join("models").join(name);
+        let metrics: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.join("metrics.json"))?)?;
+        let (model, weights) = Forward::open(&folder)?;
+        let whole = model.load::<B>(&weights, &device())?;
+        let mut loss = 0.0;
+        let mut first = 0;
+        while first + 1 < ids.len() {
+            // Whole windows together; the last one, which is shorter, alone.
+            let left = ids.len() - 1 - first;
+            let length = left.min(WINDOW);
+            let inputs = length * (left / length).min(BATCH);
+            let logits = whole.logits(Tokens::new(ids[first..first + inputs].to_vec(), length)?)?;
+            let chances = log_softmax(logits, 2);
+            let [texts, ..] = chances.dims();
+            let targets = ids[first + 1..=first + inputs].iter().copied().map(i64::from).collect();
+            let targets = TensorData::new::<i64, _>(targets, [texts, length, 1]);
+            let chosen = chances.gather(2, Tensor::from_data(targets, &device()));
+            loss -= values(&chosen).into_iter().map(f64::from).sum::<f64>();
+            first += inputs;
+        }
+        let perplexity = (loss / (ids.len() - 1) as f64).exp();
+        let baseline = metrics["perplexity_per_token"].as_f64().unwrap();
+        println!("{name}: {perplexity:.5}, baseline {baseline:.5}");
+        assert!((perplexity / baseline - 1.0).abs() < 1e-5, "{name}: {perplexity}, not {baseline}");
+    }
+    Ok(())
+}
+
 #[test]
 fn mxfp4_is_dequantised() {
     let folder = tiny("gpt-oss-mxfp4");
@@ -409,13 +455,10 @@ fn replaced_weights_are_used() -> TestResult {
 /// A container's model runs from the container; what it does not code, such as MXFP4, comes out byte for byte.
 #[test]
 fn containers_are_run() -> TestResult {
-    use nwc_decode_core::{Checks, Coding, DType};
-    use nwc_encode_host::restore::{ContainerFile, Decoder, TableMemory};
-
     let folder = tiny("gpt-oss-mxfp4");
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("model.nwc");
-    compress(&folder, &path)?;
+    compress(&folder, &path, &["--bits", "9"])?;
     let file = ContainerFile::open(&path)?;
     let original = Model::open(&folder)?;
 
@@ -504,14 +547,67 @@ fn what_cannot_be_run_is_said() -> TestResult {
     Ok(())
 }
 
+/// Published files leave out of `text_config` and `vision_config` what is as it is by default.
+#[test]
+fn what_configurations_leave_out_is_known() -> TestResult {
+    let (_, weights) = Forward::open(&tiny("siglip"))?;
+    let sizes = |config: &str| -> nwc_encode_host::Result<Vec<(usize, usize, usize)>> {
+        let towers = Forward::read(config.as_bytes(), &weights)?.towers;
+        let sizes = towers.iter().map(|tower| {
+            let specs = tower.embedding.tensors();
+            let positions = specs.iter().find(|spec| spec.name.contains("position")).unwrap();
+            (tower.blocks.len(), positions.shape[0], positions.shape[1])
+        });
+        Ok(sizes.collect())
+    };
+    let base = r#"{"model_type": "siglip", "text_config": {"vocab_size": 7}, "vision_config": {}}"#;
+    assert_eq!(sizes(base)?, [(12, 64, 768), (12, 196, 768)]);
+    let large = r#"{"model_type": "siglip", "text_config": {"hidden_size": 1152, "num_attention_heads": 16},
+        "vision_config": {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 14, "image_size": 384}}"#;
+    assert_eq!(sizes(large)?, [(12, 64, 1152), (12, 729, 1152)]);
+    assert_eq!(sizes(r#"{"model_type": "clip"}"#)?, [(12, 77, 512), (12, 50, 768)]);
+    Ok(())
+}
+
+/// Weights are those that the program writes, those of the paper's codec too, which containers hold as latents.
+#[test]
+fn containers_give_the_weights_that_are_restored() -> TestResult {
+    let folder = clip_mini();
+    let dir = tempfile::tempdir()?;
+    let (path, restored) = (dir.path().join("model.nwc"), dir.path().join("restored"));
+    let codec = dir.path().join("codec.safetensors");
+    std::fs::write(&codec, residual_codec(32, 2, 4))?;
+    let codec = codec.display().to_string();
+    for how in [&["--bits", "4"][..], &["--codec", &codec]] {
+        compress(&folder, &path, how)?;
+        run(&["decompress".as_ref(), path.as_ref(), "-o".as_ref(), restored.as_ref(), "--force".as_ref()])?;
+        let restored = Model::open(&restored)?;
+        let (file, mut memory) = (ContainerFile::open(&path)?, TableMemory::default());
+        let weights = ContainerWeights::new(file.container()?, &mut memory, &path)?;
+        for tensor in restored.tensors() {
+            assert_eq!(
+                weights.tensor(&tensor.name)?,
+                restored.tensor(&tensor.name)?,
+                "{} {how:?}",
+                tensor.name
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Compresses a folder as the program does.
-fn compress(folder: &Path, to: &Path) -> TestResult {
-    let status = std::process::Command::new(env!("CARGO_BIN_EXE_nwc-encode"))
-        .arg("compress")
-        .arg(folder)
-        .args(["--bits", "9", "-o"])
-        .arg(to)
-        .output()?;
-    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
+fn compress(folder: &Path, to: &Path, how: &[&str]) -> TestResult {
+    let how = how.iter().map(OsStr::new);
+    run(&["compress".as_ref(), folder.as_ref(), "-o".as_ref(), to.as_ref(), "--force".as_ref()]
+        .into_iter()
+        .chain(how)
+        .collect::<Vec<&OsStr>>())
+}
+
+/// Runs the program.
+fn run(line: &[&OsStr]) -> TestResult {
+    let output = Command::new(env!("CARGO_BIN_EXE_nwc-encode")).args(line).output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

@@ -21,7 +21,7 @@ const CHECKS: [(&str, Check); 18] = [
     ("cuda-host", cuda_stub::check),
     ("docs", docs::check),
     ("checked", checked::test),
-    ("train", lint::train),
+    ("full", lint::full),
     ("fuzz-build", fuzz_build::build),
     ("deny", deny::check),
     ("no-panic", no_panic::check),

@@ -47,8 +47,8 @@ enum Verb {
     Words,
     /// Run clippy over everything, warnings denied
     Clippy,
-    /// Lint and test the training of codecs, which the other checks leave out
-    Train,
+    /// Lint and test the training of codecs and the running of models, which the other checks leave out
+    Full,
     /// Check the conformance vectors with the independent Python decoder
     Reference,
     /// Build the decoder for every bare-metal, musl and GPU target it promises
@@ -120,7 +120,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Fmt => lint::fmt(),
         Verb::Words => words::check(),
         Verb::Clippy => lint::clippy(),
-        Verb::Train => lint::train(),
+        Verb::Full => lint::full(),
         Verb::Reference => reference::check(),
         Verb::Targets => targets::build(),
         Verb::Docs => docs::check(),

@@ -1,6 +1,7 @@
 //! CLIP: a text and a vision tower with layer norms and biases.
 
 use serde::Deserialize;
+use serde_json::json;
 
 use super::attention::{Attention, Mask};
 use super::block::{Block, Placement};
@@ -21,11 +22,12 @@ const UNTRUE_END: u32 = 2;
 
 #[derive(Debug, Deserialize)]
 struct Config {
+    #[serde(default = "default_projection")]
     projection_dim: usize,
-    #[serde(rename = "text_config")]
-    text: TextConfig,
-    #[serde(rename = "vision_config")]
-    vision: VisionConfig,
+}
+
+fn default_projection() -> usize {
+    512
 }
 
 /// What CLIP's and `SigLIP`'s text towers state.
@@ -46,17 +48,24 @@ pub(super) struct VisionConfig {
     pub(super) tower: TowerConfig,
     pub(super) image_size: usize,
     pub(super) patch_size: usize,
-    #[serde(default = "colours")]
     pub(super) num_channels: usize,
-}
-
-fn colours() -> usize {
-    3
 }
 
 /// Describes a model.
 pub(super) fn forward(config: &serde_json::Value, _: &dyn Weights) -> Result<Forward> {
-    let Config { projection_dim, text, vision } = config::of(config)?;
+    let Config { projection_dim } = config::of(config)?;
+    let text = json!({
+        "vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407,
+        "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
+        "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    });
+    let vision = json!({
+        "image_size": 224, "patch_size": 32, "num_channels": 3,
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    });
+    let text: TextConfig = config::part(config, "text_config", text)?;
+    let vision: VisionConfig = config::part(config, "vision_config", vision)?;
     let projection =
         |name: &str, width| Some(Linear::new(name, Role::Projection, projection_dim, width, false));
     let text_width = text.tower.hidden_size;

@@ -17,6 +17,19 @@ pub(super) fn of<T: DeserializeOwned>(config: &serde_json::Value) -> Result<T> {
     T::deserialize(config).map_err(unreadable)
 }
 
+/// Reads what a family wants of a part of a configuration, in which files leave out what is as these defaults.
+pub(super) fn part<T: DeserializeOwned>(
+    config: &serde_json::Value,
+    name: &str,
+    mut defaults: serde_json::Value,
+) -> Result<T> {
+    let stated = config.get(name).and_then(serde_json::Value::as_object);
+    for (key, value) in stated.into_iter().flatten() {
+        defaults[key] = value.clone();
+    }
+    of(&defaults)
+}
+
 fn unreadable(error: serde_json::Error) -> Error {
     Error::input(format!("cannot be used as a configuration: {error}"))
         .remedy("take the file from the model's publisher")

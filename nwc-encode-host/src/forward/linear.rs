@@ -8,7 +8,7 @@ use burn::tensor::backend::Backend;
 use super::stage::TensorSpec;
 use crate::parameters::Parameters;
 
-/// What a linear map is for, in the order in which fine-tuning takes them (paper, section 3.3): value, query, key, output, then up, gate, down.
+/// What a linear map is for, in the order in which fine-tuning takes them: value, query, key, output, then up, gate, down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Values of attention.

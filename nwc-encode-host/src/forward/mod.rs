@@ -194,8 +194,8 @@ impl<B: Backend> Whole<'_, B> {
     /// # Errors
     /// If there is none.
     pub fn tower(&self, name: &str) -> Result<&Loaded<'_, B>> {
-        let wanted = self.forward.tower(name)?;
-        Ok(self.towers.iter().find(|loaded| loaded.tower == wanted).expect("all towers are loaded"))
+        self.forward.tower(name)?;
+        Ok(self.towers.iter().find(|loaded| loaded.tower.name == name).expect("all towers are loaded"))
     }
 
     /// Embeddings `[batch, out]` of length one, of images `[batch, channels, height, width]`.

@@ -1,6 +1,6 @@
 //! `SigLIP`: as CLIP, but texts look both ways, and images are pooled by attention.
 
-use serde::Deserialize;
+use serde_json::json;
 
 use super::attention::Mask;
 use super::clip::{TextConfig, VisionConfig, blocks, mlp};
@@ -15,17 +15,20 @@ use super::weights::Weights;
 use super::{Forward, Similarity};
 use crate::Result;
 
-#[derive(Debug, Deserialize)]
-struct Config {
-    #[serde(rename = "text_config")]
-    text: TextConfig,
-    #[serde(rename = "vision_config")]
-    vision: VisionConfig,
-}
-
 /// Describes a model.
 pub(super) fn forward(config: &serde_json::Value, _: &dyn Weights) -> Result<Forward> {
-    let Config { text, vision } = config::of(config)?;
+    let text = json!({
+        "vocab_size": 32000, "max_position_embeddings": 64,
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+    });
+    let vision = json!({
+        "image_size": 224, "patch_size": 16, "num_channels": 3,
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+    });
+    let text: TextConfig = config::part(config, "text_config", text)?;
+    let vision: VisionConfig = config::part(config, "vision_config", vision)?;
     let width = text.tower.hidden_size;
     let out = text.projection_size.unwrap_or(width);
     let text_tower = Tower {

@@ -143,11 +143,11 @@ impl Weights for ContainerWeights<'_> {
 
     fn stored(&self, name: &str) -> Result<Stored<'_>> {
         let index = *self.index.get(name).ok_or_else(|| missing(name, Some(&self.path)))?;
+        let located = |error: Error| error.file(&self.path).tensor(name);
         let tensor = &self.decoder.tensors()[index];
-        let bytes =
-            self.decoder.decode(tensor, Checks::All).map_err(|error| error.file(&self.path).tensor(name))?;
+        let bytes = self.decoder.decode(tensor, Checks::All).map_err(located)?;
         if let Some((latents, weights)) = self.latents.as_ref().and_then(|all| Some((all, all.get(index)?))) {
-            let bytes = latents.restore(index, &bytes, weights.dtype)?;
+            let bytes = latents.restore(index, &bytes, weights.dtype).map_err(located)?;
             return Ok(Stored { dtype: weights.dtype, shape: weights.shape.clone(), bytes: bytes.into() });
         }
         let shape = tensor.shape().iter().map(|&dim| dim as usize).collect();
