@@ -529,6 +529,10 @@ fn what_cannot_be_run_is_said() -> TestResult {
     );
     assert!(read(&config.replace("\"head_dim\": 16", "\"head_dim\": 15")).contains("15 dimensions"));
 
+    assert!(read(&config.replace("\"hidden_size\": 32", "\"hidden_size\": 0")).contains("hidden_size is 0"));
+    let endless = config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 2000000000");
+    assert!(read(&endless).contains("num_hidden_layers is 2000000000, which is not between 0 and 1024"));
+
     // One block too many.
     let longer = config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
     let longer = Forward::read(longer.as_bytes(), &weights)?;
@@ -560,7 +564,7 @@ fn what_configurations_leave_out_is_known() -> TestResult {
         });
         Ok(sizes.collect())
     };
-    let base = r#"{"model_type": "siglip", "text_config": {"vocab_size": 7}, "vision_config": {}}"#;
+    let base = r#"{"model_type": "siglip", "text_config": {"vocab_size": 7, "no_repeat_ngram_size": 0}, "vision_config": {}}"#;
     assert_eq!(sizes(base)?, [(12, 64, 768), (12, 196, 768)]);
     let large = r#"{"model_type": "siglip", "text_config": {"hidden_size": 1152, "num_attention_heads": 16},
         "vision_config": {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 14, "image_size": 384}}"#;

@@ -30,6 +30,62 @@ pub(super) fn part<T: DeserializeOwned>(
     of(&defaults)
 }
 
+/// The most blocks, heads or experts of a model.
+const MOST_PARTS: u64 = 1024;
+/// What counts them.
+const COUNTS: [&str; 7] = [
+    "num_attention_heads",
+    "num_channels",
+    "num_experts",
+    "num_experts_per_tok",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "num_local_experts",
+];
+
+/// The longest dimension of a tensor.
+const LONGEST: u64 = 1 << 24;
+/// What states dimensions.
+const SIZES: [&str; 11] = [
+    "head_dim",
+    "hidden_size",
+    "image_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "moe_intermediate_size",
+    "patch_size",
+    "projection_dim",
+    "projection_size",
+    "type_vocab_size",
+    "vocab_size",
+];
+
+/// Checks counts and sizes, everywhere in a configuration: a model is described, and its dimensions are multiplied, before its weights are looked at.
+///
+/// # Errors
+/// If one is beyond what any model has, or a size is zero.
+pub(super) fn check_sizes(config: &serde_json::Value) -> Result<()> {
+    for (key, value) in config.as_object().into_iter().flatten() {
+        let allowed = if COUNTS.contains(&key.as_str()) {
+            0..=MOST_PARTS
+        } else if SIZES.contains(&key.as_str()) {
+            1..=LONGEST
+        } else {
+            check_sizes(value)?;
+            continue;
+        };
+        if value.as_u64().is_some_and(|value| !allowed.contains(&value)) {
+            return Err(Error::input(format!(
+                "{key} is {value}, which is not between {} and {}",
+                allowed.start(),
+                allowed.end()
+            ))
+            .remedy("take the file from the model's publisher"));
+        }
+    }
+    Ok(())
+}
+
 fn unreadable(error: serde_json::Error) -> Error {
     Error::input(format!("cannot be used as a configuration: {error}"))
         .remedy("take the file from the model's publisher")

@@ -140,6 +140,7 @@ impl Forward {
             return Err(Error::input(format!("models of the type {model_type:?} cannot be run"))
                 .remedy(format!("give one of the types {}", known.join(", "))));
         };
+        config::check_sizes(&config)?;
         family(&config, weights)
     }
 
