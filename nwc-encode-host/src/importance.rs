@@ -5,9 +5,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use nwc_decode_core::DType;
 
+use crate::compress::WantedSteps;
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::tensors::to_f32;
@@ -24,6 +26,8 @@ pub enum Steps {
     Continuous,
 }
 
+/// What follows a tensor's name in the name of its outputs' importance.
+const OUTPUTS: &str = "/outputs";
 /// Added to a diagonal whose mean is 1, so that an input that was never seen keeps a finite step (the release's damping).
 const DAMPING: f64 = 0.01;
 /// Parts of a tensor's inputs that have the levels 3, 2 and 1, the most important first.
@@ -36,6 +40,17 @@ pub(crate) const LEVEL_COSTS: [f64; 4] = [3.4, 1.2, 0.1, 0.05];
 pub struct Importance {
     steps: Steps,
     diagonals: HashMap<String, Vec<f32>>,
+    /// How much outputs matter, by the names of tensors.
+    outputs: HashMap<String, Vec<f32>>,
+    /// The file with the whole matrices, if it has any.
+    matrices: Option<Arc<Matrices>>,
+}
+
+/// Whole H in a file, by the names of tensors.
+#[derive(Debug)]
+struct Matrices {
+    file: Model,
+    by_name: HashMap<String, usize>,
 }
 
 impl Importance {
@@ -58,7 +73,7 @@ impl Importance {
                 .tensor(name)
                 .remedy("calibrate again, or leave it out of the file"));
         }
-        Ok(Self { steps, diagonals })
+        Ok(Self { steps, diagonals, outputs: HashMap::new(), matrices: None })
     }
 
     /// Reads a .safetensors file: for the tensors that it names, a diagonal `[in]` or a whole H `[in, in]`, as F32, F16 or BF16.
@@ -67,7 +82,7 @@ impl Importance {
     /// What is wrong with the file, or as [`new`](Self::new).
     pub fn open(path: &Path, steps: Steps) -> Result<Self> {
         let file = Model::open(path)?;
-        let mut diagonals = HashMap::new();
+        let (mut diagonals, mut outputs, mut by_name) = (HashMap::new(), HashMap::new(), HashMap::new());
         for (index, tensor) in file.tensors().iter().enumerate() {
             let bad = |problem: String| {
                 let remedy = "give a diagonal [in] or a matrix [in, in] of F32 for each linear layer";
@@ -78,15 +93,55 @@ impl Importance {
             }
             let apart = match tensor.shape[..] {
                 [_] => 1,
-                [a, b] if a == b => a + 1,
+                [a, b] if a == b => {
+                    by_name.insert(tensor.name.clone(), index);
+                    a + 1
+                }
                 _ => return Err(bad(format!("has the shape {:?}", tensor.shape))),
             };
             let size = tensor.dtype.size();
             let bytes: Vec<u8> =
                 file.bytes(index).chunks_exact(size).step_by(apart).flatten().copied().collect();
-            diagonals.insert(tensor.name.clone(), to_f32(tensor.dtype, &bytes));
+            let values = to_f32(tensor.dtype, &bytes);
+            match tensor.name.strip_suffix(OUTPUTS) {
+                Some(name) => outputs.insert(name.to_owned(), values),
+                None => diagonals.insert(tensor.name.clone(), values),
+            };
         }
-        Self::new(steps, diagonals).map_err(|error| error.file(path))
+        let importance = Self::new(steps, diagonals).map_err(|error| error.file(path))?;
+        Ok(Self { outputs, matrices: Some(Arc::new(Matrices { file, by_name })), ..importance })
+    }
+
+    /// Whether anything is known of this tensor's inputs.
+    pub fn knows(&self, name: &str) -> bool {
+        self.diagonals.contains_key(name)
+    }
+
+    /// The name of the whole H of a tensor's inputs, if there is one; tensors that share their inputs may share it.
+    ///
+    /// # Errors
+    /// It is of another number of inputs.
+    pub(crate) fn matrix_name<'a>(&'a self, name: &str, inputs: usize) -> Result<Option<&'a str>> {
+        self.diagonal(name, inputs)?;
+        let names = self.matrices.as_ref().and_then(|matrices| matrices.by_name.get_key_value(name));
+        Ok(names.map(|(name, _)| name.as_str()))
+    }
+
+    /// The whole H `[in, in]` of this name, row-major.
+    ///
+    /// # Errors
+    /// There is none, or it holds NaN or infinity.
+    pub(crate) fn matrix(&self, name: &str, inputs: usize) -> Result<Vec<f32>> {
+        let found = self.matrices.as_ref().and_then(|matrices| {
+            let Matrices { file, by_name } = &**matrices;
+            by_name.get(name).map(|&index| to_f32(file.tensors()[index].dtype, file.bytes(index)))
+        });
+        match found {
+            Some(h) if h.len() == inputs * inputs && h.iter().all(|value| value.is_finite()) => Ok(h),
+            _ => Err(Error::input("its H is not [in, in] finite numbers")
+                .tensor(name)
+                .remedy("calibrate again, or leave it out of the file")),
+        }
     }
 
     /// The diagonal of a tensor's inputs, if there is one.
@@ -126,20 +181,47 @@ impl Importance {
         }
     }
 
-    /// The step of each input, in octaves: above or below the tensor's.
-    pub fn octaves(&self, diagonal: &[f32]) -> Vec<f64> {
+    /// How much the outputs of a tensor matter, if that is known.
+    ///
+    /// # Errors
+    /// It is of another number of outputs.
+    pub(crate) fn outputs(&self, name: &str, outputs: usize) -> Result<Option<&[f32]>> {
+        match self.outputs.get(name) {
+            Some(found) if found.len() != outputs => Err(Error::input(format!(
+                "has {outputs} outputs, the file of Hessians knows of {}",
+                found.len()
+            ))
+            .tensor(name)
+            .remedy("give the importance of this very model")),
+            found => Ok(found.map(Vec::as_slice)),
+        }
+    }
+
+    /// The steps that a tensor is to have. `remaining` is D of H = U D U^T if errors are made good by later inputs: what an error then costs.
+    pub(crate) fn steps_of(
+        &self,
+        diagonal: &[f32],
+        remaining: Option<&[f64]>,
+        outputs: Option<&[f32]>,
+    ) -> WantedSteps {
         match self.steps {
-            Steps::None => vec![0.0; diagonal.len()],
+            Steps::None => WantedSteps::default(),
             Steps::Levels => {
                 let octave = LEVEL_COSTS.map(|cost| 0.5 * (cost / LEVEL_COSTS[0]).log2());
-                levels(diagonal).into_iter().map(|level| octave[usize::from(level)]).collect()
+                let inputs = levels(diagonal).into_iter().map(|level| octave[usize::from(level)]).collect();
+                WantedSteps { inputs, outputs: Vec::new() }
             }
             Steps::Continuous => {
-                let mean = diagonal.iter().map(|&h| f64::from(h)).sum::<f64>() / diagonal.len() as f64;
-                let octave = |&h: &f32| -0.5 * (f64::from(h) / mean + DAMPING).log2();
-                let octaves: Vec<f64> = diagonal.iter().map(octave).collect();
-                let centre = octaves.iter().sum::<f64>() / octaves.len() as f64;
-                octaves.into_iter().map(|octave| octave - centre).collect()
+                let octave = |cost: f64| -0.5 * cost.log2();
+                let damped = |values: &[f32]| -> Vec<f64> {
+                    let mean = values.iter().map(|&h| f64::from(h)).sum::<f64>() / values.len() as f64;
+                    values.iter().map(|&h| octave(f64::from(h) + DAMPING * mean)).collect()
+                };
+                let inputs = match remaining {
+                    Some(remaining) => remaining.iter().map(|&d| octave(d)).collect(),
+                    None => damped(diagonal),
+                };
+                WantedSteps { inputs, outputs: outputs.map_or(Vec::new(), damped) }
             }
         }
     }
@@ -181,11 +263,13 @@ mod tests {
     #[test]
     fn steps_are_the_inverse_root_of_importance() {
         let of = |steps| Importance::new(steps, HashMap::new()).unwrap();
-        let octaves = of(Steps::Continuous).octaves(&[400.0, 100.0, 25.0]);
+        let steps = of(Steps::Continuous).steps_of(&[400.0, 100.0, 25.0], None, Some(&[1.0, 4.0]));
         // But for the damping.
+        let octaves = steps.inputs;
         assert!((octaves[1] - octaves[0] - 1.0).abs() < 0.05 && (octaves[2] - octaves[1] - 1.0).abs() < 0.1);
-        assert!(octaves.iter().sum::<f64>().abs() < 1e-9);
-        assert!(of(Steps::Levels).octaves(&[1.0; 4]).iter().all(|&octave| octave == 0.0));
+        assert!((steps.outputs[0] - steps.outputs[1] - 1.0).abs() < 0.05);
+        let levels = of(Steps::Levels).steps_of(&[1.0; 4], None, None);
+        assert!(levels.inputs.iter().all(|&octave| octave == 0.0));
     }
 
     #[test]

@@ -530,7 +530,7 @@ fn steps_follow_the_importance_of_inputs() {
         sandbox.run(&format!("compress model --bits 3 {how} -o {file} --json")).json()
     };
     let [none, levels, continuous] = ["none", "levels", "continuous"].map(|how| {
-        compress(&format!("--hessians h/h.safetensors --importance {how}"), &format!("{how}.nwc"))
+        compress(&format!("--hessians h/h.safetensors --ldlq off --importance {how}"), &format!("{how}.nwc"))
     });
     assert_eq!(compress("", "plain.nwc")["nmse"], none["nmse"]);
 
@@ -568,6 +568,121 @@ fn steps_follow_the_importance_of_inputs() {
             "{none} {levels} {continuous}"
         );
     }
+}
+
+#[test]
+fn later_columns_make_good_what_earlier_ones_lost() {
+    let sandbox = Sandbox::new();
+    let (out, input) = (160, 96);
+    let weights = vec![
+        Tensor::random("q_proj.weight", DType::F16, &[out, input], 1),
+        Tensor::random("o_proj.weight", DType::F16, &[out, input], 2),
+    ];
+    sandbox.model("model", &[("model.safetensors", None, weights)], &[("config.json", "{}")]);
+    // Inputs that are sums of a few things.
+    let (things, samples) = (24, 400);
+    let mix = Source::Gaussian.matrix(things, input, 5);
+    let amounts = Source::Gaussian.matrix(samples, things, 6);
+    let mut h = vec![0f32; input * input];
+    for amounts in amounts.chunks_exact(things) {
+        let at = |k: usize| (0..things).map(|t| amounts[t] * mix[t * input + k]).sum::<f32>();
+        let x: Vec<f32> = (0..input).map(at).collect();
+        for (i, sum) in h.iter_mut().enumerate() {
+            *sum += x[i / input] * x[i % input] / samples as f32;
+        }
+    }
+    let hessians = vec![Tensor::from_values("q_proj.weight", DType::F32, &[input, input], &h)];
+    sandbox.model("h", &[("h.safetensors", None, hessians)], &[]);
+    let damped = |at: usize| {
+        let mean = (0..input).map(|k| f64::from(h[k * (input + 1)])).sum::<f64>() / input as f64;
+        f64::from(h[at]) + if at % (input + 1) == 0 { 0.01 * mean } else { 0.0 }
+    };
+    for how in [
+        "",
+        "--importance none",
+        "--quantizer scalar",
+        "--quantizer trellis8 --importance levels",
+        "--codec hadamard --everywhere",
+        "--row-alpha 0",
+    ] {
+        let line =
+            format!("compress model --bits 3 --hessians h/h.safetensors {how} -o a.nwc --force --json");
+        let report = sandbox.run(&line).json();
+        assert!((2.99..=3.0).contains(&report["bits_per_weight"].as_f64().unwrap()), "{how}");
+        assert_eq!(by_name(&report)["o_proj.weight"]["ldlq"], Value::Null);
+        let said = &by_name(&report)["q_proj.weight"]["ldlq"];
+        let [lost, without, damping] =
+            ["lost", "lost_without", "damping"].map(|key| said[key].as_f64().unwrap());
+        close(damping, 0.01);
+        assert!(lost < 0.7 * without, "{how}: {lost} with feedback, {without} without");
+        // tr(E H E^T) of what a decoder restores.
+        sandbox.run("decompress a.nwc -o back --force").text();
+        let (original, restored) =
+            (sandbox.read("model/model.safetensors"), sandbox.read("back/model.safetensors"));
+        let of =
+            |file: &[u8]| values(&SafeTensors::deserialize(file).unwrap().tensor("q_proj.weight").unwrap());
+        let (a, b) = (of(&original), of(&restored));
+        let errors: Vec<f64> = a.iter().zip(&b).map(|(a, b)| f64::from(a - b)).collect();
+        let mut trace = 0.0;
+        for error in errors.chunks_exact(input) {
+            for (j, e) in error.iter().enumerate() {
+                trace += error.iter().enumerate().map(|(k, f)| e * f * damped(j * input + k)).sum::<f64>();
+            }
+        }
+        assert!((lost / trace - 1.0).abs() < 1e-3, "{how}: {lost} said, {trace} found");
+        let open = sandbox.run(&line.replace("-o a.nwc", "--ldlq off -o b.nwc")).json();
+        assert_eq!(by_name(&open)["q_proj.weight"]["ldlq"], Value::Null);
+    }
+}
+
+#[test]
+fn steps_follow_the_importance_of_outputs() {
+    let sandbox = Sandbox::new();
+    let (out, input) = (384, 256);
+    let weights = vec![
+        Tensor::random("loud", DType::F32, &[out, input], 1),
+        Tensor::random("quiet", DType::F32, &[out, input], 2),
+    ];
+    sandbox.model("model", &[("model.safetensors", None, weights)], &[("config.json", "{}")]);
+    let flat = vec![1f32; input];
+    // The first half of outputs matters 16 times as much; all of one tensor four times as much as all of the other.
+    let outputs = |times: f32| -> Vec<f32> {
+        (0..out).map(|output| times * if output < out / 2 { 16.0 } else { 1.0 }).collect()
+    };
+    let hessians = vec![
+        Tensor::from_values("loud", DType::F32, &[input], &flat),
+        Tensor::from_values("loud/outputs", DType::F32, &[out], &outputs(4.0)),
+        Tensor::from_values("quiet", DType::F32, &[input], &flat),
+        Tensor::from_values("quiet/outputs", DType::F32, &[out], &outputs(1.0)),
+    ];
+    sandbox.model("h", &[("h.safetensors", None, hessians)], &[]);
+    let report = sandbox.run("compress model --bits 4 --hessians h/h.safetensors -o a.nwc --json").json();
+    let nmse = |name: &str| by_name(&report)[name]["nmse"].as_f64().unwrap();
+    // A factor of 4 in importance is one in error, a bit.
+    let ratio = nmse("quiet") / nmse("loud");
+    assert!((3.0..5.0).contains(&ratio), "{ratio}");
+    sandbox.run("decompress a.nwc -o back").text();
+    let (original, restored) =
+        (sandbox.read("model/model.safetensors"), sandbox.read("back/model.safetensors"));
+    let of = |file: &[u8]| values(&SafeTensors::deserialize(file).unwrap().tensor("loud").unwrap());
+    let (a, b) = (of(&original), of(&restored));
+    let half = out / 2 * input;
+    let error = |range: std::ops::Range<usize>| -> f64 {
+        a[range.clone()].iter().zip(&b[range]).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+    };
+    // Half of the way: a factor of 16 in importance is one of 4 in error.
+    let ratio = error(half..2 * half) / error(0..half);
+    assert!((3.0..5.0).contains(&ratio), "{ratio}");
+
+    // One of another number of outputs is named.
+    let hessians = vec![
+        Tensor::from_values("loud", DType::F32, &[input], &flat),
+        Tensor::from_values("loud/outputs", DType::F32, &[3], &[1.0; 3]),
+    ];
+    sandbox.model("bad", &[("h.safetensors", None, hessians)], &[]);
+    let failed = sandbox.run("compress model --bits 4 --hessians bad/h.safetensors -o b.nwc");
+    let failed = failed.error();
+    assert!(failed.contains("loud") && failed.contains("384 outputs"), "{failed}");
 }
 
 /// Two shards with one of every kind of tensor.

@@ -38,6 +38,12 @@ pub trait Lanes: Copy {
     fn store(self, value: Self::Float) -> [f32; WIDTH];
     /// Integers to memory.
     fn store_int(self, value: Self::Int, to: &mut [i32; WIDTH]);
+    /// One number in all lanes.
+    fn splat(self, value: f32) -> Self::Float;
+    /// The even and the odd ones of the numbers of `a` and `b`, one after the other.
+    fn split(self, a: Self::Float, b: Self::Float) -> (Self::Float, Self::Float);
+    /// In lane l what was in lane l ^ `by`, below [`WIDTH`].
+    fn mirror(self, value: Self::Float, by: usize) -> Self::Float;
     /// Sum.
     fn add(self, a: Self::Float, b: Self::Float) -> Self::Float;
     /// Difference.
@@ -103,6 +109,22 @@ impl Lanes for Portable {
     #[inline(always)]
     fn store_int(self, value: Self::Int, to: &mut [i32; WIDTH]) {
         *to = value;
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::Float {
+        [value; WIDTH]
+    }
+
+    #[inline(always)]
+    fn split(self, a: Self::Float, b: Self::Float) -> (Self::Float, Self::Float) {
+        let at = |place: usize| if place < WIDTH { a[place] } else { b[place - WIDTH] };
+        (std::array::from_fn(|lane| at(2 * lane)), std::array::from_fn(|lane| at(2 * lane + 1)))
+    }
+
+    #[inline(always)]
+    fn mirror(self, value: Self::Float, by: usize) -> Self::Float {
+        std::array::from_fn(|lane| value[(lane ^ by) % WIDTH])
     }
 
     #[inline(always)]
@@ -257,6 +279,38 @@ mod x86 {
         fn store_int(self, value: Self::Int, to: &mut [i32; WIDTH]) {
             simd!(_mm256_storeu_si256(to.as_mut_ptr().cast(), value[0]));
             simd!(_mm256_storeu_si256(to[8..].as_mut_ptr().cast(), value[1]));
+        }
+
+        #[inline(always)]
+        fn splat(self, value: f32) -> Self::Float {
+            simd!([_mm256_set1_ps(value); 2])
+        }
+
+        #[inline(always)]
+        fn split(self, a: Self::Float, b: Self::Float) -> (Self::Float, Self::Float) {
+            let half = |a: __m256, b: __m256| {
+                simd!(
+                    // Within 128 bits first, then their halves in order.
+                    let even = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(a, b));
+                    let odd = _mm256_castps_pd(_mm256_shuffle_ps::<0xDD>(a, b));
+                    (
+                        _mm256_castpd_ps(_mm256_permute4x64_pd::<0xD8>(even)),
+                        _mm256_castpd_ps(_mm256_permute4x64_pd::<0xD8>(odd)),
+                    )
+                )
+            };
+            let ((even_a, odd_a), (even_b, odd_b)) = (half(a[0], a[1]), half(b[0], b[1]));
+            ([even_a, even_b], [odd_a, odd_b])
+        }
+
+        #[inline(always)]
+        fn mirror(self, value: Self::Float, by: usize) -> Self::Float {
+            let (low, high) = if by >= 8 { (value[1], value[0]) } else { (value[0], value[1]) };
+            simd!(
+                let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+                let lanes = _mm256_xor_si256(lanes, _mm256_set1_epi32(by as i32 & 7));
+                [_mm256_permutevar8x32_ps(low, lanes), _mm256_permutevar8x32_ps(high, lanes)]
+            )
         }
 
         #[inline(always)]
@@ -436,6 +490,29 @@ mod x86 {
         #[inline(always)]
         fn store_int(self, value: Self::Int, to: &mut [i32; WIDTH]) {
             simd!(_mm512_storeu_si512(to.as_mut_ptr().cast(), value));
+        }
+
+        #[inline(always)]
+        fn splat(self, value: f32) -> Self::Float {
+            simd!(_mm512_set1_ps(value))
+        }
+
+        #[inline(always)]
+        fn split(self, a: Self::Float, b: Self::Float) -> (Self::Float, Self::Float) {
+            simd!(
+                let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+                let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+                (_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
+            )
+        }
+
+        #[inline(always)]
+        fn mirror(self, value: Self::Float, by: usize) -> Self::Float {
+            simd!(
+                let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+                let lanes = _mm512_xor_si512(lanes, _mm512_set1_epi32(by as i32 & 15));
+                _mm512_permutexvar_ps(lanes, value)
+            )
         }
 
         #[inline(always)]

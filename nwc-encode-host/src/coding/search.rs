@@ -3,6 +3,10 @@
 //! The cost of a path is the sum of (x - i)^2 + lambda * bits, with weights x and indices i in units of the step. A block is
 //! up to [`LANES`] columns side by side, one a lane; lanes are independent, so they are searched in vectors.
 
+mod column;
+
+pub use column::Column;
+
 use super::lanes::{CONSTANTS, Candidates, Lanes, Portable, WIDTH, subset_at};
 use super::trellis::{Taps, Trellis};
 
@@ -181,16 +185,21 @@ pub struct Search {
     instructions: Instructions,
     /// For each row and state which branch each lane came by, as bits.
     decisions: Vec<u16>,
+    path: column::Path,
 }
 
 impl Default for Search {
     fn default() -> Self {
         let instructions = Instructions::available().pop().expect("there are portable ones");
-        Self { instructions, decisions: Vec::new() }
+        Self::new(instructions)
     }
 }
 
 impl Search {
+    fn new(instructions: Instructions) -> Self {
+        Self { instructions, decisions: Vec::new(), path: column::Path::default() }
+    }
+
     /// Chooses the indices of a block, `[row][LANES]`, starting from each lane's state and leaving there the state after the last row. Lanes
     /// that are not there get indices without meaning.
     pub fn run(
@@ -513,7 +522,7 @@ mod tests {
                 let block = Block { weights: &weights, column_class: &column_class, row_class, lanes };
                 let starts = std::array::from_fn(|lane| (lane * 7 % states) as u8);
                 let found = Instructions::available().into_iter().map(|instructions| {
-                    let mut search = Search { instructions, decisions: Vec::new() };
+                    let mut search = Search::new(instructions);
                     let (mut ends, mut indices) = (starts, vec![0; rows * LANES]);
                     search.run(&quantiser, &rate, &block, &mut ends, &mut indices);
                     let there = |row: &[i32]| row[..lanes].to_vec();
@@ -522,6 +531,20 @@ mod tests {
                 let found: Vec<_> = found.collect();
                 for other in &found[1..] {
                     assert!(*other == found[0], "{states} states");
+                }
+                for instructions in Instructions::available() {
+                    let mut search = Search::new(instructions);
+                    for lane in 0..lanes {
+                        let column: Vec<f32> = weights.iter().skip(lane).step_by(LANES).copied().collect();
+                        let column = Column { weights: &column, class: column_class[lane], row_class };
+                        let (mut end, mut indices) = (starts[lane], vec![0; rows]);
+                        search.column(&quantiser, &rate, &column, &mut end, &mut indices);
+                        let of_block = found[0].1.iter().skip(lane).step_by(lanes);
+                        assert!(
+                            end == found[0].0[lane] && indices.iter().eq(of_block),
+                            "{states} states, lane {lane} by itself, {instructions:?}"
+                        );
+                    }
                 }
                 for (lane, (&start, &found_end)) in starts.iter().zip(&found[0].0).enumerate() {
                     let chosen = found[0].1.iter().skip(lane).step_by(lanes);
@@ -557,7 +580,7 @@ mod tests {
         let block = Block { weights: &weights, column_class: &[1; LANES], row_class: &[], lanes: LANES };
         for instructions in Instructions::available() {
             let mut indices = vec![0; weights.len()];
-            let mut search = Search { instructions, decisions: Vec::new() };
+            let mut search = Search::new(instructions);
             search.run(&quantiser, &rate, &block, &mut [0; LANES], &mut indices);
             for (&x, &index) in weights.iter().zip(&indices) {
                 let cost = |index: f32| cost_of(&quantiser, &[x], 1, &[index as i32]);

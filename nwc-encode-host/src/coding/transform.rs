@@ -126,6 +126,26 @@ impl Transform {
         }
     }
 
+    /// [`analyse`](Self::analyse) for one column.
+    pub fn analyse_column(&self, column: &mut [f32]) {
+        if *self != Self::Identity {
+            by_chunks(column, |chunks| self.analyse(chunks));
+        }
+    }
+
+    /// [`reconstruct`](Self::reconstruct) for one column.
+    pub fn reconstruct_column(&self, indices: &[i32], out: &mut [f32]) {
+        out.iter_mut().zip(indices).for_each(|(out, &index)| *out = index as f32);
+        let synthesis = self.synthesis();
+        if synthesis != Synthesis::Identity {
+            by_chunks(out, |chunks| {
+                for chunk in chunks.as_chunks_mut::<LANES>().0.as_chunks_mut::<CHUNK_ROWS>().0 {
+                    *chunk = synthesise(synthesis, chunk);
+                }
+            });
+        }
+    }
+
     /// Moves targets of the search closer to what makes the decoder's error small: to `indices`, plus how its error, `weights` less what it made of them, looks before the
     /// synthesis. For a matrix without hidden layers this never raises the error that the search then finds (majorisation: `|A|` is at most 1, or nearly so).
     pub fn retarget(&self, error: &[f32], indices: &[i32], targets: &mut [f32]) {
@@ -140,6 +160,20 @@ impl Transform {
             }
         }
         targets.iter_mut().zip(indices).for_each(|(target, &index)| *target += index as f32);
+    }
+}
+
+/// Hands on the whole chunks of a column, side by side as those of as many columns.
+fn by_chunks(column: &mut [f32], mut job: impl FnMut(&mut [f32])) {
+    let mut lanes = [0.0; LANES * CHUNK_ROWS];
+    for chunks in column.as_chunks_mut::<CHUNK_ROWS>().0.chunks_mut(LANES) {
+        for (lane, chunk) in chunks.iter().enumerate() {
+            lanes[lane..].iter_mut().step_by(LANES).zip(chunk).for_each(|(to, from)| *to = *from);
+        }
+        job(&mut lanes);
+        for (lane, chunk) in chunks.iter_mut().enumerate() {
+            chunk.iter_mut().zip(lanes[lane..].iter().step_by(LANES)).for_each(|(to, from)| *to = *from);
+        }
     }
 }
 

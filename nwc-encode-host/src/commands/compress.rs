@@ -82,6 +82,9 @@ pub struct CodingArgs {
     /// How the steps of inputs follow that; continuous if there are Hessians
     #[arg(long, value_name = "HOW")]
     pub importance: Option<ImportanceChoice>,
+    /// Make good what a column lost by those coded after it, where the file of Hessians has the whole H of a tensor
+    #[arg(long, value_name = "on or off")]
+    pub ldlq: Option<Switch>,
     /// Code only tensors whose name matches
     #[arg(long, value_name = "REGEX")]
     pub include: Option<Regex>,
@@ -91,6 +94,15 @@ pub struct CodingArgs {
     /// Leave tensors raw that have fewer weights
     #[arg(long, default_value_t = Selection::default().min_weights, value_name = "N")]
     pub min_weights: usize,
+}
+
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is
+    On,
+    /// It is not
+    Off,
 }
 
 /// How steps follow importance.
@@ -162,6 +174,7 @@ impl CodingArgs {
             quantiser,
             transform,
             row_alpha,
+            ldlq: self.ldlq.unwrap_or(Switch::On) == Switch::On && importance.is_some(),
             importance,
             seek_rows,
             selection: self.selection(),
@@ -326,6 +339,11 @@ pub(crate) fn report_json(report: &Report, seconds: f64) -> Value {
                 "bits_per_weight": tensor.bits_per_weight,
                 "nmse": tensor.nmse,
                 "weighted_nmse": tensor.weighted_nmse,
+                "ldlq": tensor.ldlq.map(|ldlq| json!({
+                    "lost": ldlq.lost,
+                    "lost_without": ldlq.lost_without,
+                    "damping": ldlq.damping,
+                })),
             })
         })
         .collect();

@@ -1,11 +1,14 @@
 //! From a tensor and its plan to streams: filling blocks with weights in units of their step, searching, entropy coding.
 
+use std::ops::Range;
+
 use nwc_decode_core::scale;
 
 use super::View;
+use super::ldlq::Feedback;
 use super::plan::TensorPlan;
 use crate::coding::rans::{StreamWriter, Symbol};
-use crate::coding::search::{Block, LANES, Quantiser, RateModel, Search};
+use crate::coding::search::{Block, Column, LANES, Quantiser, RateModel, Search};
 use crate::coding::table::{BitWriter, Table, Tally};
 use crate::coding::transform::Transform;
 use crate::coding::trellis::Trellis;
@@ -158,21 +161,18 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// The stream of a tile of a tensor.
-    pub fn encode_tile(&mut self, coder: &TensorCoder<'_>, weights: &[f32], tile: usize) -> Vec<u8> {
+    /// The stream of a tile of a tensor; with feedback, the tile after those that were given it before.
+    pub fn encode_tile(
+        &mut self,
+        coder: &TensorCoder<'_>,
+        weights: &[f32],
+        tile: usize,
+        mut feedback: Option<&mut Feedback<'_>>,
+    ) -> Vec<u8> {
         let (encoder, codec) = (self.encoder, self.encoder.codec);
         let mut states = [0u8; LANES];
         self.writer.clear();
         for group in coder.tile_groups(tile) {
-            let places = group.rows * LANES;
-            if self.weights.len() < places {
-                self.weights.resize(places, 0.0);
-                self.indices.resize(places, 0);
-            }
-            let (filled, indices) = (&mut self.weights[..places], &mut self.indices[..places]);
-            coder.fill(weights, &group, filled);
-            let column_class = coder.column_class(&group);
-            let row_class = coder.row_class(&group);
             let mut symbols = [0u16; LANES];
             let symbols = &mut symbols[..group.lanes];
             let plan = coder.plan;
@@ -185,22 +185,10 @@ impl<'a> Worker<'a> {
                     self.writer.step(symbols);
                 }
             }
-            let block = Block {
-                weights: filled,
-                column_class: &column_class,
-                row_class: &row_class,
-                lanes: group.lanes,
-            };
-            let before = states;
-            self.search.run(&codec.quantiser, encoder.rate, &block, &mut states, indices);
-            let rounds = if plan.transform == Transform::Identity { 0 } else { encoder.code_rounds };
-            if rounds > 0 {
-                let wanted = coder.wanted(weights, &group);
-                let job = Refinement { encoder, transform: &plan.transform, wanted: &wanted, before };
-                self.refiner.run(&mut self.search, &job, &block, rounds, &mut states, indices);
-            }
+            self.choose(coder, weights, &group, feedback.as_deref_mut(), &mut states);
+            let (column_class, row_class) = (coder.column_class(&group), coder.row_class(&group));
             let mut classes = codec.clamp(&column_class, 0);
-            for (row, indices) in indices.chunks_exact(LANES).enumerate() {
+            for (row, indices) in self.indices.chunks_exact(LANES).take(group.rows).enumerate() {
                 if let Some(&more) = row_class.get(row) {
                     classes = codec.clamp(&column_class, more);
                 }
@@ -217,6 +205,61 @@ impl<'a> Worker<'a> {
             }
         }
         self.writer.finish(coder.plan.tile_lanes(tile), codec.precision, &encoder.symbols)
+    }
+
+    /// Has feedback go through some tiles without keeping streams.
+    pub fn follow(
+        &mut self,
+        coder: &TensorCoder<'_>,
+        weights: &[f32],
+        tiles: Range<usize>,
+        feedback: &mut Feedback<'_>,
+    ) {
+        for tile in tiles {
+            let mut states = [0u8; LANES];
+            for group in coder.tile_groups(tile) {
+                self.choose(coder, weights, &group, Some(feedback), &mut states);
+            }
+        }
+    }
+
+    /// Chooses the indices of a group of columns.
+    fn choose(
+        &mut self,
+        coder: &TensorCoder<'_>,
+        weights: &[f32],
+        group: &Group,
+        feedback: Option<&mut Feedback<'_>>,
+        states: &mut [u8; LANES],
+    ) {
+        let (Encoder { codec, rate, code_rounds, .. }, plan) = (self.encoder, coder.plan);
+        let (column_class, row_class) = (coder.column_class(group), coder.row_class(group));
+        let places = group.rows * LANES;
+        if self.weights.len() < places {
+            self.weights.resize(places, 0.0);
+            self.indices.resize(places, 0);
+        }
+        let (filled, indices) = (&mut self.weights[..places], &mut self.indices[..places]);
+        if let Some(feedback) = feedback {
+            let search = &mut self.search;
+            let choose = |lane: usize, latents: &[f32], indices: &mut [i32]| {
+                let column = Column { weights: latents, class: column_class[lane], row_class: &row_class };
+                search.column(&codec.quantiser, rate, &column, &mut states[lane], indices);
+            };
+            feedback.code(weights, group, choose, indices);
+            return;
+        }
+        coder.fill(weights, group, filled);
+        let block =
+            Block { weights: filled, column_class: &column_class, row_class: &row_class, lanes: group.lanes };
+        let before = *states;
+        self.search.run(&codec.quantiser, rate, &block, states, indices);
+        if *code_rounds > 0 && plan.transform != Transform::Identity {
+            let wanted = coder.wanted(weights, group);
+            let job =
+                Refinement { encoder: self.encoder, transform: &plan.transform, wanted: &wanted, before };
+            self.refiner.run(&mut self.search, &job, &block, *code_rounds, states, indices);
+        }
     }
 }
 
@@ -317,7 +360,10 @@ pub struct TensorCoder<'a> {
     pub plan: &'a TensorPlan,
     /// The class base as it is stored.
     class_base: i32,
-    /// 1 / step of each row of each matrix, and what that is to be multiplied by for each column.
+    /// Scales of the rows of each matrix, and of its columns: a weight's step is their product.
+    row_step: Vec<f32>,
+    column_step: Vec<f32>,
+    /// 1 / those.
     row_inverse: Vec<f32>,
     column_inverse: Vec<f32>,
 }
@@ -341,21 +387,44 @@ impl<'a> TensorCoder<'a> {
     /// A tensor at a rate: `rate_step` is the rate's part of its step code, `class_base` the class of its weights whose row and column add
     /// nothing.
     pub fn new(plan: &'a TensorPlan, rate_step: i32, class_base: i32) -> Self {
-        let inverses = |values: &[i16], shift: u32, first: i32, count: usize| {
-            let inverse = |value: i32| {
-                let code = first + value * (512 >> shift);
-                1.0 / scale(code).expect("step_at() keeps every scale in range")
+        let steps = |values: &[i16], shift: u32, first: i32, count: usize| -> Vec<f32> {
+            let step = |value: i32| {
+                scale(first + value * (512 >> shift)).expect("step_at() keeps every scale in range")
             };
             if values.is_empty() {
-                vec![inverse(0); count]
+                vec![step(0); count]
             } else {
-                values.iter().map(|&value| inverse(i32::from(value))).collect()
+                values.iter().map(|&value| step(i32::from(value))).collect()
             }
         };
+        let inverses = |steps: &[f32]| steps.iter().map(|step| 1.0 / step).collect();
         let View { batch, rows, columns, .. } = plan.view;
-        let row_inverse = inverses(&plan.row_scale, plan.row_shift, plan.step_at(rate_step), batch * rows);
-        let column_inverse = inverses(&plan.column_scale, plan.column_shift, 0, batch * columns);
-        Self { plan, class_base, row_inverse, column_inverse }
+        let row_step = steps(&plan.row_scale, plan.row_shift, plan.step_at(rate_step), batch * rows);
+        let column_step = steps(&plan.column_scale, plan.column_shift, 0, batch * columns);
+        let (row_inverse, column_inverse) = (inverses(&row_step), inverses(&column_step));
+        Self { plan, class_base, row_step, column_step, row_inverse, column_inverse }
+    }
+
+    /// Scales of a group's rows, and of one of its columns.
+    pub(super) fn steps(&self, group: &Group, lane: usize) -> (&[f32], f32) {
+        self.of_column(&self.row_step, &self.column_step, group, lane)
+    }
+
+    /// 1 / those.
+    pub(super) fn inverses(&self, group: &Group, lane: usize) -> (&[f32], f32) {
+        self.of_column(&self.row_inverse, &self.column_inverse, group, lane)
+    }
+
+    fn of_column<'b>(
+        &self,
+        rows: &'b [f32],
+        columns: &[f32],
+        group: &Group,
+        lane: usize,
+    ) -> (&'b [f32], f32) {
+        let view = &self.plan.view;
+        let rows = &rows[group.batch * view.rows + group.first_row..][..group.rows];
+        (rows, columns[group.batch * view.columns + group.first_column + lane])
     }
 
     /// The groups of a tile, in the order in which its lanes walk them.

@@ -73,6 +73,7 @@ pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<R
             bits_per_weight: tensor.stored_bytes() as f64 * 8.0 / (tensor.elements().max(1)) as f64,
             nmse: 0.0,
             weighted_nmse: None,
+            ldlq: coded.ldlq[index],
         };
         match (&mut coded.entries[index].kind, tensor.coding()) {
             (EntryKind::Raw { crc, .. }, _) => *crc = crc32fast::hash(source.bytes(index)),

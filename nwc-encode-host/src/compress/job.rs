@@ -1,14 +1,16 @@
 //! The work on one model: measuring it, finding the step that meets the target, coding it.
 
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 
 use rayon::prelude::*;
 use tempfile::SpooledTempFile;
 
 use super::encode::{COLUMN_CLASS, COLUMN_SCALE, Encoder, ROW_CLASS, ROW_SCALE, TensorCoder, Worker};
-use super::plan::{ClassSpacing, OCTAVE, TensorPlan, Trial};
+use super::ldlq::{Factor, Factors, Feedback};
+use super::plan::{ClassSpacing, OCTAVE, TensorPlan, Trial, WantedSteps};
 use super::rate::{Estimate, SAMPLE_WEIGHTS, Sample, TensorSample, next_step};
-use super::{Fate, RATE_WINDOW, Settings, Target, View};
+use super::{Fate, LdlqReport, RATE_WINDOW, Settings, Target, View};
 use crate::coding::table::Tally;
 use crate::coding::transform::Transform;
 use crate::container::{CodedEntry, Entry, EntryKind, Layout};
@@ -29,6 +31,10 @@ const MAX_TRIES: usize = 8;
 const PARTS: usize = 64;
 /// Bits that the transforms of a model must save: about what the tables of classes take that only they need.
 const TRANSFORMS_BITS: f64 = 8192.0;
+/// Octaves by which a tensor's steps may be coarser or finer than the model's on average because of how much its outputs matter. How much errors matter is told by small ones,
+/// and a tensor that is coded coarsely has none of those.
+const COARSER: f64 = 0.5;
+const FINER: f64 = 2.0;
 /// Bytes of streams that are kept in memory before they go to a temporary file.
 const SPOOL_BYTES: usize = 64 << 20;
 
@@ -41,6 +47,8 @@ pub(super) struct Job<'a> {
     pub(super) attachments: Vec<u8>,
     /// What becomes of each tensor.
     pub(super) fates: Vec<Fate>,
+    /// What LDLQ needs to know, if it is on.
+    pub(super) factors: Option<Factors>,
 }
 
 /// Everything about the model that does not depend on the rate.
@@ -72,6 +80,8 @@ pub(super) struct Coded {
     /// Number of streams, and of their lanes.
     pub(super) streams: u64,
     pub(super) lane_states: u64,
+    /// Of each tensor, what LDLQ did.
+    pub(super) ldlq: Vec<Option<LdlqReport>>,
 }
 
 impl Coded {
@@ -105,20 +115,67 @@ impl Job<'_> {
         to_f32(self.source.tensor(index).dtype, self.source.bytes(index))
     }
 
-    /// How much the inputs of a coded tensor matter, if that is known: by its own name, or that of one with the same weights.
-    pub(super) fn importance(&self, index: usize) -> Result<Option<&[f32]>> {
-        let (Some(importance), Fate::Code(view)) = (&self.settings.importance, &self.fates[index]) else {
-            return Ok(None);
-        };
+    /// The name under which the importance of a coded tensor's inputs is known, if it is: its own, or that of one with the same weights.
+    fn known_as(&self, index: usize) -> Option<&str> {
+        let importance = self.settings.importance.as_ref()?;
         let twins =
             (0..self.fates.len()).filter(|&twin| matches!(self.fates[twin], Fate::Alias(of) if of == index));
-        for index in std::iter::once(index).chain(twins) {
-            let found = importance.diagonal(self.source.tensor(index).name, view.inputs())?;
-            if found.is_some() {
-                return Ok(found);
+        let mut names = std::iter::once(index).chain(twins).map(|index| self.source.tensor(index).name);
+        names.find(|name| importance.knows(name))
+    }
+
+    /// How much the inputs of a coded tensor matter, if that is known.
+    pub(super) fn importance(&self, index: usize) -> Result<Option<&[f32]>> {
+        match (&self.settings.importance, &self.fates[index], self.known_as(index)) {
+            (Some(importance), Fate::Code(view), Some(name)) => importance.diagonal(name, view.inputs()),
+            _ => Ok(None),
+        }
+    }
+
+    /// Factors the H of all tensors that LDLQ is for.
+    pub(super) fn factor(&mut self) -> Result<()> {
+        let (true, Some(importance)) = (self.settings.ldlq, &self.settings.importance) else { return Ok(()) };
+        let mut names = Vec::new();
+        for (index, fate) in self.fates.iter().enumerate() {
+            // Columns are what is coded one after the other: of an embedding those are outputs. A batch has an H for each of its matrices.
+            let (Fate::Code(view), Some(name)) = (fate, self.known_as(index)) else { continue };
+            if !view.transposed && view.batch == 1 {
+                let name = importance.matrix_name(name, view.inputs())?;
+                names.extend(name.map(|name| (name, view.inputs())));
             }
         }
-        Ok(None)
+        names.sort_unstable();
+        names.dedup();
+        self.progress.begin("factoring", names.iter().map(|(_, inputs)| *inputs as u64).sum());
+        let done = |inputs: usize| {
+            self.progress.advance(inputs as u64);
+            self.progress.check()
+        };
+        let factors = Factors::new(&names, |name, inputs| importance.matrix(name, inputs), done)?;
+        self.factors = Some(factors);
+        Ok(())
+    }
+
+    /// The factor of the H of a coded tensor's inputs, if LDLQ is on and it is known.
+    fn factor_of(&self, index: usize) -> Option<Factor<'_>> {
+        let (factors, importance) = (self.factors.as_ref()?, self.settings.importance.as_ref()?);
+        let Fate::Code(view) = &self.fates[index] else { return None };
+        let name = importance.matrix_name(self.known_as(index)?, view.inputs()).ok()??;
+        factors.get(name)
+    }
+
+    /// The steps that a coded tensor is to have, where that is known.
+    fn wanted_steps(&self, index: usize) -> Result<WantedSteps> {
+        let (Some(importance), Some(diagonal)) = (&self.settings.importance, self.importance(index)?) else {
+            return Ok(WantedSteps::default());
+        };
+        let remaining = self.factor_of(index).map(|factor| factor.diagonal);
+        let Fate::Code(view) = &self.fates[index] else { return Ok(WantedSteps::default()) };
+        let outputs = match self.known_as(index) {
+            Some(name) => importance.outputs(name, view.outputs())?,
+            None => None,
+        };
+        Ok(importance.steps_of(diagonal, remaining, outputs))
     }
 
     /// Reads the model once: row and column spreads, and the sample. Twice, if it turns out that its transforms save too little to be worth their classes.
@@ -146,42 +203,37 @@ impl Job<'_> {
             Trial { quantiser: &self.settings.quantiser, rate_step: self.guess(weights as f64), spacing };
         self.progress.begin("measuring", weights as u64);
         let mut plans = Vec::new();
-        let mut samples = Vec::new();
+        let (mut samples, mut compared) = (Vec::new(), Vec::new());
         for batch in batches {
             self.progress.check()?;
             let measured: Vec<_> = batch
                 .par_iter()
                 .map(|&(index, view)| {
                     let weights = self.load(index);
-                    let importance = self.settings.importance.as_ref();
-                    let octaves = self
-                        .importance(index)?
-                        .and_then(|diagonal| importance.map(|importance| importance.octaves(diagonal)));
+                    let wanted = self.wanted_steps(index)?;
                     let alpha = self.settings.row_alpha;
-                    let plan =
-                        TensorPlan::measure(view, &weights, octaves.as_deref(), alpha, spacing, tuning)
-                            .with_transform(transform, tuning.transform_always, &weights, &trial);
+                    let plan = TensorPlan::measure(view, &weights, &wanted, alpha, spacing, tuning)
+                        .with_transform(transform, tuning.transform_always, &weights, &trial);
                     let sample = TensorSample::take(&plan, &weights, fraction);
                     self.progress.advance(weights.len() as u64);
-                    Ok((index, plan, sample))
+                    Ok((index, plan, sample, !wanted.outputs.is_empty()))
                 })
                 .collect::<Result<_>>()?;
-            for (index, plan, sample) in measured {
+            for (index, plan, sample, known) in measured {
                 plans.push((index, plan));
                 samples.push(sample);
+                compared.push(known);
             }
         }
-        if self.settings.row_alpha < 1.0 && weights > 0 && !self.settings.exact {
-            // The steps then depend on the model's magnitude too; rate 0 is to mean a step of about one deviation all the same.
-            let sum: f64 = plans.iter().map(|(_, plan)| plan.mean * plan.view.elements() as f64).sum();
-            let shift = ((1.0 - self.settings.row_alpha) * sum / weights as f64 * OCTAVE).round();
-            plans.iter_mut().for_each(|(_, plan)| plan.step += shift as i32);
-            samples
-                .iter_mut()
-                .for_each(|sample: &mut TensorSample| sample.rescale((-shift / OCTAVE).exp2() as f32));
+        if !self.settings.exact {
+            balance(&mut plans, &mut samples, &compared, spacing);
         }
-        let sample =
-            Sample::new(self.settings, &plans.iter().map(|(_, plan)| plan).collect::<Vec<_>>(), samples);
+        let sample = Sample::new(
+            self.settings,
+            &plans.iter().map(|(_, plan)| plan).collect::<Vec<_>>(),
+            samples,
+            spacing,
+        );
         Ok(Planned { plans, weights: weights as u64, sample })
     }
 
@@ -397,6 +449,7 @@ impl Job<'_> {
         let encoder = Encoder::new(codec, &estimate.rate, self.settings.code_rounds);
         let mut tally = codec.tally();
         let (mut streams, mut lane_states) = (0, 0);
+        let mut ldlq = vec![None; entries.len()];
         self.progress.begin("coding", planned.weights);
         let mut next = 0;
         for batch in self.batches() {
@@ -407,32 +460,54 @@ impl Job<'_> {
                 .par_iter()
                 .map(|(_, plan)| TensorCoder::new(plan, rate_step, planned.class_base(plan)))
                 .collect();
-            // All tiles of the batch in one list, so that small tensors keep all cores busy too.
-            let tiles: Vec<(usize, usize)> = coders
+            // All tiles of the batch in one list, so that small tensors keep all cores busy too; with feedback all of a band, for each waits for those before it.
+            let factors: Vec<_> = batch.iter().map(|&(index, _)| self.factor_of(index)).collect();
+            let tasks: Vec<(usize, Range<usize>)> = coders
                 .iter()
+                .zip(&factors)
                 .enumerate()
-                .flat_map(|(i, coder)| (0..coder.plan.tiles()).map(move |tile| (i, tile)))
-                .collect();
-            let parts: Vec<Result<(Vec<Vec<u8>>, Tally)>> = tiles
-                .par_chunks(tiles.len().div_ceil(PARTS))
-                .map(|tiles| {
-                    let mut worker = Worker::new(&encoder);
-                    let encode = |&(i, tile): &(usize, usize)| {
-                        self.progress.check()?;
-                        let coder = &coders[i];
-                        let stream = worker.encode_tile(coder, &loaded[i], tile);
-                        let done: usize = coder.tile_groups(tile).map(|group| group.rows * group.lanes).sum();
-                        self.progress.advance(done as u64);
-                        Ok(stream)
-                    };
-                    let streams = tiles.iter().map(encode).collect::<Result<_>>()?;
-                    Ok((streams, worker.tally))
+                .flat_map(|(i, (coder, factor))| {
+                    let tiles = if factor.is_some() { coder.plan.column_blocks() } else { 1 };
+                    (0..coder.plan.tiles()).step_by(tiles).map(move |first| (i, first..first + tiles))
                 })
                 .collect();
-            let mut encoded = Vec::with_capacity(tiles.len());
+            let parts: Vec<Result<(Vec<Vec<u8>>, Vec<(usize, LdlqReport)>, Tally)>> = tasks
+                .par_chunks(tasks.len().div_ceil(PARTS))
+                .map(|tasks| {
+                    let mut worker = Worker::new(&encoder);
+                    let (mut streams, mut reports) = (Vec::new(), Vec::new());
+                    for (i, tiles) in tasks {
+                        let (coder, weights, index) = (&coders[*i], &loaded[*i], batch[*i].0);
+                        let rows = coder.tile_groups(tiles.start).map(|group| group.rows).next().unwrap_or(0);
+                        let dtype = self.source.tensor(index).dtype;
+                        let mut feedback =
+                            factors[*i].map(|factor| Feedback::new(coder, factor, dtype, rows, true));
+                        for tile in tiles.clone() {
+                            self.progress.check()?;
+                            streams.push(worker.encode_tile(coder, weights, tile, feedback.as_mut()));
+                            let done: usize =
+                                coder.tile_groups(tile).map(|group| group.rows * group.lanes).sum();
+                            self.progress.advance(done as u64);
+                        }
+                        let (Some(with), Some(factor)) = (feedback, factors[*i]) else { continue };
+                        let mut without = Feedback::new(coder, factor, dtype, rows, false);
+                        worker.follow(coder, weights, tiles.clone(), &mut without);
+                        let (lost, lost_without, damping) = (with.lost, without.lost, factor.damping);
+                        reports.push((index, LdlqReport { lost, lost_without, damping }));
+                    }
+                    Ok((streams, reports, worker.tally))
+                })
+                .collect();
+            let mut encoded = Vec::new();
             for part in parts {
-                let (part, part_tally) = part?;
+                let (part, reports, part_tally) = part?;
                 encoded.extend(part);
+                for (index, more) in reports {
+                    let report =
+                        ldlq[index].get_or_insert(LdlqReport { lost: 0.0, lost_without: 0.0, ..more });
+                    report.lost += more.lost;
+                    report.lost_without += more.lost_without;
+                }
                 tally.merge(&part_tally);
             }
             let mut encoded = encoded.into_iter();
@@ -456,7 +531,45 @@ impl Job<'_> {
         let items = items.into_inner().map_err(|error| cannot_spool(error.into_error()))?;
         let counts = tally.by_union(&codec.quantiser);
         let entropy_bits = counts.iter().map(|counts| counts.entropy() * counts.total() as f64).sum();
-        Ok(Coded { entries, codec: codec.to_bytes(), items, entropy_bits, streams, lane_states })
+        Ok(Coded { entries, codec: codec.to_bytes(), items, entropy_bits, streams, lane_states, ldlq })
+    }
+}
+
+/// Makes rate 0 mean a step of about one deviation, which it does not where steps do not follow deviations: among tensors whose steps are `compared` with each other, and among
+/// the others.
+fn balance(
+    plans: &mut [(usize, TensorPlan)],
+    samples: &mut [TensorSample],
+    compared: &[bool],
+    spacing: ClassSpacing,
+) {
+    for group in [false, true] {
+        // How far weights spread next to their step, on average, and how many they are.
+        let spread = |plan: &TensorPlan| plan.mean - f64::from(plan.step) / OCTAVE;
+        let of_group = plans.iter().zip(compared).filter(|(_, compared)| **compared == group);
+        let spreads: Vec<(f64, f64)> =
+            of_group.map(|((_, plan), _)| (spread(plan), plan.view.elements() as f64)).collect();
+        let weights: f64 = spreads.iter().map(|(_, weights)| weights).sum();
+        if spreads.is_empty() {
+            continue;
+        }
+        let limits = if group { -COARSER..=FINER } else { f64::MIN..=f64::MAX };
+        let limited = |spread: f64, centre: f64| (spread - centre).clamp(*limits.start(), *limits.end());
+        // With limits the mean is not what makes the rest sum to nothing: it is where this ends.
+        let mut centre = 0.0;
+        for _ in 0..64 {
+            centre += spreads.iter().map(|&(spread, weights)| limited(spread, centre) * weights).sum::<f64>()
+                / weights;
+        }
+        for (((_, plan), sample), _) in
+            plans.iter_mut().zip(&mut *samples).zip(compared).filter(|(_, of)| **of == group)
+        {
+            // By whole classes.
+            let classes = ((spread(plan) - limited(spread(plan), centre)) / spacing.0).round() as i32;
+            plan.step += (f64::from(classes) * spacing.0 * OCTAVE) as i32;
+            plan.class_base -= classes;
+            sample.coarsen(classes, spacing);
+        }
     }
 }
 

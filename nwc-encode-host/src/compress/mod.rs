@@ -5,6 +5,7 @@
 mod encode;
 mod finish;
 mod job;
+mod ldlq;
 mod plan;
 mod rate;
 mod view;
@@ -17,6 +18,7 @@ use rayon::prelude::*;
 
 pub use encode::quantiser;
 pub(crate) use finish::{squared_error, weighted_nmse};
+pub(crate) use plan::WantedSteps;
 pub use view::{Selection, View};
 
 use crate::coding::search::Quantiser;
@@ -96,6 +98,8 @@ pub struct Settings {
     pub row_alpha: f64,
     /// What the inputs of its tensors matter, if their steps are to follow that.
     pub importance: Option<Importance>,
+    /// Whether what a column lost is made good by those after it, where the whole H of a tensor's inputs is known.
+    pub ldlq: bool,
     /// Times that indices are chosen anew, after what a decoder would make of them.
     pub code_rounds: usize,
     /// A seek point is stored at least every so many rows of a group of columns; 0 for none.
@@ -120,6 +124,7 @@ impl Settings {
             transform: Transform::Hadamard,
             row_alpha: 1.0,
             importance: None,
+            ldlq: false,
             code_rounds: 0,
             seek_rows: 0,
             selection: Selection::default(),
@@ -145,6 +150,19 @@ pub struct TensorReport {
     pub nmse: f64,
     /// The same with each input's squares times its importance; `None` if that is not known.
     pub weighted_nmse: Option<f64>,
+    /// What LDLQ did; `None` where it is off or H is not known.
+    pub ldlq: Option<LdlqReport>,
+}
+
+/// What LDLQ did to one tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LdlqReport {
+    /// `tr(E H E^T)` of the tensor's error, H as it was factored.
+    pub lost: f64,
+    /// The same of the weights coded with the same steps and without feedback.
+    pub lost_without: f64,
+    /// The part of the mean of H's diagonal that was added to it.
+    pub damping: f64,
 }
 
 /// What compressing came to.
@@ -200,12 +218,13 @@ pub fn compress(
     progress: &dyn Progress,
     out: &mut File,
 ) -> Result<Report> {
-    let mut job =
-        Job { source, settings, progress, attachments, fates: sort_out(source, settings, progress)? };
+    let fates = sort_out(source, settings, progress)?;
+    let mut job = Job { source, settings, progress, attachments, fates, factors: None };
     if let Some(importance) = &settings.importance {
         let coded = (0..source.len()).filter(|&index| !matches!(job.fates[index], Fate::Raw));
         importance.warn_of_strangers(coded.map(|index| source.tensor(index).name), progress);
     }
+    job.factor()?;
     loop {
         let mut coded = job.meet_target(&job.measure()?)?;
         // A tensor that got larger is better left as it was; without it the rate has to be found again.

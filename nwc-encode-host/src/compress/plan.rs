@@ -35,9 +35,22 @@ const MULTIPLICATION_BITS: f64 = 0.0002;
 /// Bits that it must save a tensor: the trial gives a tensor tables of its own, and those that all share fit its classes less well. That took small matrices 250 to 600 bits.
 const TENSOR_BITS: f64 = 512.0;
 
+/// Where it is known how much outputs matter, their steps are this far on the way from normalised rows (0) to what would be best if errors were small (1), in octaves: they are
+/// not small at 2 bits, where all the way costs more than it gains.
+const OUTPUT_POWER: f64 = 0.5;
+
 /// How spread classes are spaced, in octaves.
 #[derive(Debug, Clone, Copy)]
 pub struct ClassSpacing(pub f64);
+
+/// The steps that a tensor's outputs and inputs are to have, as binary logarithms; empty where nothing is known.
+#[derive(Debug, Clone, Default)]
+pub struct WantedSteps {
+    /// Of each input of `[out, in]`, next to the others'.
+    pub inputs: Vec<f64>,
+    /// Of each output; with those of inputs added they compare between tensors.
+    pub outputs: Vec<f64>,
+}
 
 /// Measured on one tensor: how it is tiled, and what its rows and columns look like. Independent of the rate.
 #[derive(Debug, Clone)]
@@ -75,12 +88,11 @@ pub struct TensorPlan {
 }
 
 impl TensorPlan {
-    /// Measures a tensor. `weights` is the whole tensor in its own order, [batch, out, in]; `importance` says by how many octaves the steps of its inputs are to be
-    /// above or below the others', if they are to differ.
+    /// Measures a tensor. `weights` is the whole tensor in its own order, [batch, out, in].
     pub fn measure(
         view: View,
         weights: &[f32],
-        importance: Option<&[f64]>,
+        wanted: &WantedSteps,
         alpha: f64,
         spacing: ClassSpacing,
         tuning: &Tuning,
@@ -103,19 +115,34 @@ impl TensorPlan {
         // Scales of columns stand in the tiles' own streams.
         let streams = ROW_STREAM_BITS * bands(&view);
         let (of_outputs, of_inputs) = if view.transposed { (0.0, streams) } else { (streams, 0.0) };
-        let wanted: Vec<f64> = relative.iter().map(|log| alpha * log).collect();
-        let (output_shift, scale) = scales(&wanted, inputs, of_outputs, tuning);
-        let wanted: Vec<f64> = importance.map_or(Vec::new(), |octaves| {
-            octaves.iter().map(|octave| octave.clamp(-MAX_SPREAD, MAX_SPREAD)).collect()
-        });
-        let (input_shift, input_scale) = scales(&wanted.repeat(view.batch), outputs, of_inputs, tuning);
+        let limited = |octaves: &[f64], centre: f64| -> Vec<f64> {
+            octaves.iter().map(|octave| (octave - centre).clamp(-MAX_SPREAD, MAX_SPREAD)).collect()
+        };
+        let input_centre = finite_mean(&wanted.inputs);
+        let (centre, output_steps): (f64, Vec<f64>) = if wanted.outputs.is_empty() {
+            (alpha * mean, relative.iter().map(|log| alpha * log).collect())
+        } else {
+            let centre = finite_mean(&wanted.outputs);
+            let between = |(log, step): (&f64, f64)| log + OUTPUT_POWER * (step - log);
+            let steps = relative.iter().zip(limited(&wanted.outputs, centre)).map(between).collect();
+            (centre + input_centre, steps)
+        };
+        let (output_shift, scale) = scales(&output_steps, inputs, of_outputs, tuning);
+        let input_steps = limited(&wanted.inputs, input_centre).repeat(view.batch);
+        let (input_shift, input_scale) = scales(&input_steps, outputs, of_inputs, tuning);
         let nonzero = |values: Vec<i16>| if values.iter().all(|&v| v == 0) { Vec::new() } else { values };
         let (scale, input_scale) = (nonzero(scale), nonzero(input_scale));
-        let step = (alpha * mean * OCTAVE).round() as i32;
+        let step = (centre * OCTAVE).round() as i32;
         let step = step.max(SCALE_CODE_MIN + (MAX_SPREAD * OCTAVE) as i32);
-        let output_class: Vec<i16> =
-            relative.iter().map(|log| ((1.0 - alpha) * log / spacing.0).round() as i16).collect();
-        let class_base = ((1.0 - alpha) * mean / spacing.0).round() as i32;
+        let output_class: Vec<i16> = relative
+            .iter()
+            .zip(&output_steps)
+            .map(|(log, step)| {
+                let step = if scale.is_empty() { 0.0 } else { *step };
+                ((log - step) / spacing.0).round() as i16
+            })
+            .collect();
+        let class_base = ((mean - centre) / spacing.0).round() as i32;
         let input_class = if tuning.input_classes {
             let unit = f64::from(1u32 << input_shift);
             let steps: Vec<f64> = input_scale.iter().map(|&value| f64::from(value) / unit).collect();
@@ -568,7 +595,14 @@ mod tests {
     fn equal_rows_and_columns_need_no_side_information() {
         let view = View { batch: 1, rows: 64, columns: 64, transposed: false, batched: false };
         let weights: Vec<f32> = (0..4096).map(|i| if (i / 3) % 2 == 0 { 0.5 } else { -0.5 }).collect();
-        let plan = TensorPlan::measure(view, &weights, None, 1.0, ClassSpacing(0.25), &Tuning::default());
+        let plan = TensorPlan::measure(
+            view,
+            &weights,
+            &WantedSteps::default(),
+            1.0,
+            ClassSpacing(0.25),
+            &Tuning::default(),
+        );
         assert!(plan.row_scale.is_empty() && plan.column_class.is_empty() && plan.row_class.is_empty());
         assert_eq!(plan.step, -512);
     }
@@ -583,11 +617,25 @@ mod tests {
                 sign * if row < 64 { 4.0 } else { 1.0 } * if column < 128 { 2.0 } else { 1.0 }
             })
             .collect();
-        let plan = TensorPlan::measure(view, &weights, None, 1.0, ClassSpacing(0.5), &Tuning::default());
+        let plan = TensorPlan::measure(
+            view,
+            &weights,
+            &WantedSteps::default(),
+            1.0,
+            ClassSpacing(0.5),
+            &Tuning::default(),
+        );
         let unit = 1 << plan.row_shift;
         assert_eq!(i32::from(plan.row_scale[0] - plan.row_scale[255]), 2 * unit);
         assert_eq!(plan.column_class[0] - plan.column_class[255], 2);
-        let flat = TensorPlan::measure(view, &weights, None, 0.0, ClassSpacing(0.5), &Tuning::default());
+        let flat = TensorPlan::measure(
+            view,
+            &weights,
+            &WantedSteps::default(),
+            0.0,
+            ClassSpacing(0.5),
+            &Tuning::default(),
+        );
         assert!(flat.row_scale.is_empty());
         assert_eq!(flat.row_class[0] - flat.row_class[255], 4);
     }
@@ -603,7 +651,14 @@ mod tests {
                 sign * if token < 64 { 4.0 } else { 1.0 } * if dimension < 128 { 2.0 } else { 1.0 }
             })
             .collect();
-        let plan = TensorPlan::measure(view, &weights, None, 1.0, ClassSpacing(0.5), &Tuning::default());
+        let plan = TensorPlan::measure(
+            view,
+            &weights,
+            &WantedSteps::default(),
+            1.0,
+            ClassSpacing(0.5),
+            &Tuning::default(),
+        );
         let unit = 1 << plan.column_shift;
         assert!(plan.row_scale.is_empty() && plan.column_class.is_empty());
         assert_eq!(i32::from(plan.column_scale[0] - plan.column_scale[255]), 2 * unit);
@@ -631,8 +686,15 @@ mod tests {
                 let rows = weights.chunks_exact_mut(view.columns).zip(latents.chunks_exact(LANES));
                 rows.for_each(|(to, from)| to[group * LANES..][..LANES].copy_from_slice(from));
             }
-            let plan = TensorPlan::measure(view, &weights, None, 1.0, spacing, &Tuning::default())
-                .with_transform(&Transform::Hadamard, false, &weights, &trial);
+            let plan = TensorPlan::measure(
+                view,
+                &weights,
+                &WantedSteps::default(),
+                1.0,
+                spacing,
+                &Tuning::default(),
+            )
+            .with_transform(&Transform::Hadamard, false, &weights, &trial);
             assert_eq!(plan.transform, wanted, "{groups} groups");
         }
     }

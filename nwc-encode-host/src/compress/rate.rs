@@ -3,12 +3,12 @@
 //! The steps of a whole model move together: one number is searched, [`TensorCoder::rate_step`]. A sample of the model's columns is kept in memory in
 //! units that do not depend on it, so a rate costs one search over the sample.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rayon::prelude::*;
 
 use super::encode::{COLUMN_CLASS, COLUMN_SCALE, Codec, ROW_CLASS, ROW_SCALE, TensorCoder};
-use super::plan::{OCTAVE, TensorPlan};
+use super::plan::{ClassSpacing, OCTAVE, TensorPlan};
 use super::{Settings, Tuning};
 use crate::coding::search::{Block, LANES, Quantiser, RateModel, Search};
 use crate::coding::table::{BitWriter, Counts, Table, Tally};
@@ -40,9 +40,13 @@ pub struct TensorSample {
 }
 
 impl TensorSample {
-    /// Changes the unit of all weights.
-    pub fn rescale(&mut self, factor: f32) {
-        self.groups.iter_mut().flat_map(|group| &mut group.weights).for_each(|weight| *weight *= factor);
+    /// Makes the step at rate 0 larger by so many classes.
+    pub fn coarsen(&mut self, classes: i32, spacing: ClassSpacing) {
+        let factor = (-f64::from(classes) * spacing.0).exp2() as f32;
+        for group in &mut self.groups {
+            group.weights.iter_mut().for_each(|weight| *weight *= factor);
+            group.column_class.iter_mut().for_each(|class| *class -= classes);
+        }
     }
 
     /// Takes about `fraction` of a tensor's groups of columns, evenly spread.
@@ -86,12 +90,35 @@ pub struct Sample {
     pub classes: usize,
     /// Added to every class of a plan.
     pub class_offset: i32,
-    /// Of each class: how often each magnitude occurs, in bins of 1/64 of the row's step at rate 0.
+    /// Of each class: how often each magnitude occurs, in bins.
     histograms: Vec<Vec<u32>>,
+    /// Of each class: bins that go to a step at rate 0; fewer where weights are many steps large.
+    bins_per_unit: Vec<f64>,
     side: [Option<Counts>; 4],
     /// Of each tensor: how many weights each class has, and the bits of its side information.
     class_counts: Vec<Vec<f64>>,
     side_bits: Vec<f64>,
+}
+
+/// The first of the classes that get tables, and how many there are. Those further out share the tables at the ends: of a few very loud weights at most, for these would
+/// take escapes, and of those that spread least, which take hardly a bit.
+fn window(plans: &[&TensorPlan]) -> (i32, usize) {
+    const MAX_CLASSES: i32 = 48;
+    const LOUD: f64 = 1.0 / 65_536.0;
+    let mut counts = BTreeMap::new();
+    for (class, count) in plans.iter().flat_map(|plan| plan.class_counts()) {
+        *counts.entry(class).or_insert(0u64) += count;
+    }
+    let total: u64 = counts.values().sum();
+    let mut left = (total as f64 * LOUD) as u64;
+    let largest = counts.iter().rev().find_map(|(&class, &count)| {
+        let found = count > left;
+        left = left.saturating_sub(count);
+        found.then_some(class)
+    });
+    let (Some(largest), Some((&least, _))) = (largest, counts.first_key_value()) else { return (0, 1) };
+    let least = least.max(largest - (MAX_CLASSES - 1));
+    (least, (largest - least + 1) as usize)
 }
 
 /// What a rate costs.
@@ -107,22 +134,27 @@ pub struct Estimate {
 
 impl Sample {
     /// From the samples of all tensors and their plans, in the same order.
-    pub fn new(settings: &Settings, plans: &[&TensorPlan], tensors: Vec<TensorSample>) -> Self {
-        let ranges: Vec<_> = plans.iter().map(|plan| plan.class_range()).collect();
-        let least = ranges.iter().map(|range| range.0).min().unwrap_or(0);
-        let largest = ranges.iter().map(|range| range.1).max().unwrap_or(0);
-        // Classes below the first share its table.
-        const MAX_CLASSES: i32 = 48;
-        let least = least.max(largest - (MAX_CLASSES - 1));
-        let classes = (largest - least + 1).min(MAX_CLASSES) as usize;
+    pub fn new(
+        settings: &Settings,
+        plans: &[&TensorPlan],
+        tensors: Vec<TensorSample>,
+        spacing: ClassSpacing,
+    ) -> Self {
+        let (least, classes) = window(plans);
         let mut histograms = vec![vec![0u32; 2 * BINS]; classes];
+        let bins_per_unit: Vec<f64> = (0..classes as i32)
+            .map(|class| {
+                let octaves = f64::from(class + least) * spacing.0;
+                BINS_PER_UNIT * (-(octaves - 1.0).ceil().max(0.0)).exp2()
+            })
+            .collect();
         for group in tensors.iter().flat_map(|tensor| &tensor.groups) {
             for (row, weights) in group.weights.chunks_exact(group.lanes).enumerate() {
                 let row_class = group.row_class.get(row).copied().unwrap_or(0);
                 for (weight, class) in weights.iter().zip(&group.column_class).take(group.lanes) {
                     let class = (class + row_class - least).clamp(0, classes as i32 - 1) as usize;
                     // Truncation of what is not negative: rounding down takes a call.
-                    let place = f64::from(*weight) * BINS_PER_UNIT + BINS as f64;
+                    let place = f64::from(*weight) * bins_per_unit[class] + BINS as f64;
                     histograms[class][place.clamp(0.0, 2.0 * BINS as f64 - 1.0) as usize] += 1;
                 }
             }
@@ -176,6 +208,7 @@ impl Sample {
             classes,
             class_offset: -least,
             histograms,
+            bins_per_unit,
             side,
             class_counts,
             side_bits,
@@ -186,7 +219,8 @@ impl Sample {
     fn parametric(&self, rate_step: i32) -> RateModel {
         let step = (f64::from(rate_step) / OCTAVE).exp2();
         let spacing = self.quantiser.spacing();
-        let reach = (f64::from(BINS as u32) / BINS_PER_UNIT / step / spacing).ceil().min(1000.0) as i32 + 1;
+        let fewest = self.bins_per_unit.iter().copied().fold(BINS_PER_UNIT, f64::min);
+        let reach = (f64::from(BINS as u32) / fewest / step / spacing).ceil().min(1000.0) as i32 + 1;
         let unions = if spacing > 1.0 { 2 } else { 1 };
         // Cumulative counts, read between bins by linear interpolation.
         let cumulative: Vec<Vec<f64>> = self
@@ -201,7 +235,7 @@ impl Sample {
             })
             .collect();
         let below = |class: usize, x: f64| {
-            let place = (x * BINS_PER_UNIT + BINS as f64).clamp(0.0, 2.0 * BINS as f64);
+            let place = (x * self.bins_per_unit[class] + BINS as f64).clamp(0.0, 2.0 * BINS as f64);
             let bin = (place as usize).min(2 * BINS - 1);
             let (a, b) = (cumulative[class][bin], cumulative[class][bin + 1]);
             a + (b - a) * (place - bin as f64)
