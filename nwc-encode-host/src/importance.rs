@@ -28,6 +28,8 @@ pub enum Steps {
 
 /// What follows a tensor's name in the name of its outputs' importance.
 const OUTPUTS: &str = "/outputs";
+/// The entry of the metadata that says which tensors have the H of another: a JSON object of names.
+pub(crate) const SHARED: &str = "nwc.shared";
 /// Added to a diagonal whose mean is 1, so that an input that was never seen keeps a finite step (the release's damping).
 const DAMPING: f64 = 0.01;
 /// Parts of a tensor's inputs that have the levels 3, 2 and 1, the most important first.
@@ -76,7 +78,8 @@ impl Importance {
         Ok(Self { steps, diagonals, outputs: HashMap::new(), matrices: None })
     }
 
-    /// Reads a .safetensors file: for the tensors that it names, a diagonal `[in]` or a whole H `[in, in]`, as F32, F16 or BF16.
+    /// Reads a .safetensors file: for the tensors that it names, a diagonal `[in]`, a whole H `[in, in]` or one for each of a stack of matrices `[batch, in, in]`, of which the mean
+    /// of the diagonals counts, as F32, F16 or BF16. Its metadata may say which other tensors have the same.
     ///
     /// # Errors
     /// What is wrong with the file, or as [`new`](Self::new).
@@ -91,22 +94,39 @@ impl Importance {
             if !matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16) {
                 return Err(bad(format!("is of type {}", tensor.dtype)));
             }
-            let apart = match tensor.shape[..] {
-                [_] => 1,
-                [a, b] if a == b => {
-                    by_name.insert(tensor.name.clone(), index);
-                    a + 1
-                }
+            // How many values one H has, and how far apart those of its diagonal are.
+            let (inputs, all, apart) = match tensor.shape[..] {
+                [inputs] => (inputs, inputs, 1),
+                [a, b] | [_, a, b] if a == b => (a, a * a, a + 1),
                 _ => return Err(bad(format!("has the shape {:?}", tensor.shape))),
             };
+            if tensor.shape.len() == 2 {
+                by_name.insert(tensor.name.clone(), index);
+            }
             let size = tensor.dtype.size();
-            let bytes: Vec<u8> =
-                file.bytes(index).chunks_exact(size).step_by(apart).flatten().copied().collect();
-            let values = to_f32(tensor.dtype, &bytes);
+            let parts = file.bytes(index).chunks_exact((all * size).max(1));
+            let count = parts.len() as f32;
+            let mut values = vec![0.0; inputs];
+            for part in parts {
+                let bytes: Vec<u8> = part.chunks_exact(size).step_by(apart).flatten().copied().collect();
+                for (sum, value) in values.iter_mut().zip(to_f32(tensor.dtype, &bytes)) {
+                    *sum += value / count;
+                }
+            }
             match tensor.name.strip_suffix(OUTPUTS) {
                 Some(name) => outputs.insert(name.to_owned(), values),
                 None => diagonals.insert(tensor.name.clone(), values),
             };
+        }
+        for (name, first) in shared(&file).map_err(|error| error.file(path))? {
+            let Some(diagonal) = diagonals.get(&first).cloned() else {
+                return Err(Error::input(format!("is said to have the H of {first:?}, which is not there"))
+                    .file(path)
+                    .tensor(name)
+                    .remedy("calibrate again"));
+            };
+            by_name.get(&first).copied().map(|index| by_name.insert(name.clone(), index));
+            diagonals.insert(name, diagonal);
         }
         let importance = Self::new(steps, diagonals).map_err(|error| error.file(path))?;
         Ok(Self { outputs, matrices: Some(Arc::new(Matrices { file, by_name })), ..importance })
@@ -117,14 +137,16 @@ impl Importance {
         self.diagonals.contains_key(name)
     }
 
-    /// The name of the whole H of a tensor's inputs, if there is one; tensors that share their inputs may share it.
+    /// The name of the whole H of a tensor's inputs, if there is one: that of the first of the tensors that share it.
     ///
     /// # Errors
     /// It is of another number of inputs.
     pub(crate) fn matrix_name<'a>(&'a self, name: &str, inputs: usize) -> Result<Option<&'a str>> {
         self.diagonal(name, inputs)?;
-        let names = self.matrices.as_ref().and_then(|matrices| matrices.by_name.get_key_value(name));
-        Ok(names.map(|(name, _)| name.as_str()))
+        let found = self.matrices.as_ref().and_then(|matrices| {
+            matrices.by_name.get(name).map(|&index| matrices.file.tensors()[index].name.as_str())
+        });
+        Ok(found)
     }
 
     /// The whole H `[in, in]` of this name, row-major.
@@ -224,6 +246,19 @@ impl Importance {
                 WantedSteps { inputs, outputs: outputs.map_or(Vec::new(), damped) }
             }
         }
+    }
+}
+
+/// Names whose tensors have the same inputs as another's, and that.
+fn shared(file: &Model) -> Result<HashMap<String, String>> {
+    let metadata = file.files().first().and_then(|file| file.metadata.as_ref());
+    match metadata.and_then(|metadata| metadata.get(SHARED)) {
+        None => Ok(HashMap::new()),
+        Some(text) => serde_json::from_str(text).map_err(|error| {
+            Error::input(format!("its metadata {SHARED:?} is no map of names: {error}"))
+                .source(error)
+                .remedy("calibrate again")
+        }),
     }
 }
 

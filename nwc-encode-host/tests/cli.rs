@@ -595,7 +595,7 @@ fn later_columns_make_good_what_earlier_ones_lost() {
     sandbox.model("h", &[("h.safetensors", None, hessians)], &[]);
     let damped = |at: usize| {
         let mean = (0..input).map(|k| f64::from(h[k * (input + 1)])).sum::<f64>() / input as f64;
-        f64::from(h[at]) + if at % (input + 1) == 0 { 0.01 * mean } else { 0.0 }
+        f64::from(h[at]) + if at.is_multiple_of(input + 1) { 0.01 * mean } else { 0.0 }
     };
     for how in [
         "",

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use nwc_decode_core::scale;
+use nwc_decode_core::{DType, scale};
 
 use super::View;
-use super::ldlq::Feedback;
+use super::ldlq::{Factor, Feedback, decoded};
 use super::plan::TensorPlan;
 use crate::coding::rans::{StreamWriter, Symbol};
 use crate::coding::search::{Block, Column, LANES, Quantiser, RateModel, Search};
@@ -205,6 +205,44 @@ impl<'a> Worker<'a> {
             }
         }
         self.writer.finish(coder.plan.tile_lanes(tile), codec.precision, &encoder.symbols)
+    }
+
+    /// What a decoder makes of a tensor, in the tensor's own order.
+    pub fn restore(
+        &mut self,
+        coder: &TensorCoder<'_>,
+        weights: &[f32],
+        dtype: DType,
+        factor: Option<Factor<'_>>,
+    ) -> Vec<f32> {
+        let plan = coder.plan;
+        let view = &plan.view;
+        let mut restored = vec![0.0; weights.len()];
+        let (mut indices, mut made) = (Vec::new(), Vec::new());
+        for band in 0..plan.bands() {
+            let tiles = band * plan.column_blocks()..(band + 1) * plan.column_blocks();
+            let rows = coder.tile_groups(tiles.start).map(|group| group.rows).next().unwrap_or(0);
+            let mut feedback = factor.map(|factor| Feedback::new(coder, factor, dtype, rows, true));
+            for tile in tiles {
+                let mut states = [0u8; LANES];
+                for group in coder.tile_groups(tile) {
+                    self.choose(coder, weights, &group, feedback.as_mut(), &mut states);
+                    for lane in 0..group.lanes {
+                        indices.clear();
+                        indices.extend(self.indices[lane..].iter().step_by(LANES).take(rows));
+                        made.resize(rows, 0.0);
+                        plan.transform.reconstruct_column(&indices, &mut made);
+                        let (row_step, column_step) = coder.steps(&group, lane);
+                        for (row, (made, step)) in made.iter().zip(row_step).enumerate() {
+                            let at =
+                                view.position(group.batch, group.first_row + row, group.first_column + lane);
+                            restored[at] = decoded(dtype, *made, step * column_step);
+                        }
+                    }
+                }
+            }
+        }
+        restored
     }
 
     /// Has feedback go through some tiles without keeping streams.

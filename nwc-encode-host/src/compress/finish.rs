@@ -13,8 +13,14 @@ use crate::restore::{Decoder, TableMemory, coding_name};
 use crate::tensors::{TensorSource, to_f32};
 use crate::{Error, Result, seek};
 
+/// Writes the file and decodes it again.
+pub(super) fn write_and_check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<Report> {
+    write(job.source, &job.layout(&coded)?, &mut coded, out).map_err(cannot_write)?;
+    check(job, coded, out)
+}
+
 /// Writes the file, content checksums still missing.
-pub(super) fn write(
+fn write(
     source: &dyn TensorSource,
     layout: &Layout<'_>,
     coded: &mut Coded,
@@ -39,7 +45,7 @@ pub(super) fn write(
 }
 
 /// Decodes the file that was written, tensor by tensor; measures the error on what every decoder will give; fills in the content checksums.
-pub(super) fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<Report> {
+fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<Report> {
     let (source, progress) = (job.source, job.progress);
     let wrap = |error: nwc_decode_core::Error| {
         Error::input(format!("the new container does not decode: {error}")).remedy("please report this")

@@ -1,5 +1,6 @@
 //! The work on one model: measuring it, finding the step that meets the target, coding it.
 
+use std::collections::HashMap;
 use std::io::{BufWriter, Write};
 use std::ops::Range;
 
@@ -38,6 +39,15 @@ const FINER: f64 = 2.0;
 /// Bytes of streams that are kept in memory before they go to a temporary file.
 const SPOOL_BYTES: usize = 64 << 20;
 
+/// How far the steps of tensors that are not tuned may move to make good what tuned ones take: half an octave.
+const MAX_MOVED: i32 = 256;
+
+/// Streams of some tiles, what LDLQ did to their tensors, and the symbols in them.
+type Part = (Vec<Vec<u8>>, Vec<(usize, LdlqReport)>, Tally);
+
+/// Weights by the index of their tensor.
+type Tuned = HashMap<usize, Vec<f32>>;
+
 /// One model being compressed.
 pub(super) struct Job<'a> {
     pub(super) source: &'a dyn TensorSource,
@@ -49,12 +59,14 @@ pub(super) struct Job<'a> {
     pub(super) fates: Vec<Fate>,
     /// What LDLQ needs to know, if it is on.
     pub(super) factors: Option<Factors>,
+    /// Weights of coded tensors that are coded in place of the source's.
+    pub(super) tuned: Tuned,
 }
 
 /// Everything about the model that does not depend on the rate.
 pub(super) struct Planned {
     /// Index of each coded tensor, and its plan.
-    plans: Vec<(usize, TensorPlan)>,
+    pub(super) plans: Vec<(usize, TensorPlan)>,
     /// Number of coded weights.
     weights: u64,
     sample: Sample,
@@ -62,9 +74,16 @@ pub(super) struct Planned {
 
 impl Planned {
     /// The class base of a tensor as it is stored.
-    fn class_base(&self, plan: &TensorPlan) -> i32 {
+    pub(super) fn class_base(&self, plan: &TensorPlan) -> i32 {
         (plan.class_base + self.sample.class_offset).clamp(0, self.sample.classes as i32 - 1)
     }
+}
+
+/// The rate that meets the target.
+pub(super) struct Met {
+    pub(super) rate_step: i32,
+    pub(super) estimate: Estimate,
+    pub(super) coded: Coded,
 }
 
 /// The model coded at one rate.
@@ -112,6 +131,9 @@ impl Job<'_> {
     }
 
     fn load(&self, index: usize) -> Vec<f32> {
+        if let Some(tuned) = self.tuned.get(&index) {
+            return tuned.clone();
+        }
         to_f32(self.source.tensor(index).dtype, self.source.bytes(index))
     }
 
@@ -157,7 +179,7 @@ impl Job<'_> {
     }
 
     /// The factor of the H of a coded tensor's inputs, if LDLQ is on and it is known.
-    fn factor_of(&self, index: usize) -> Option<Factor<'_>> {
+    pub(super) fn factor_of(&self, index: usize) -> Option<Factor<'_>> {
         let (factors, importance) = (self.factors.as_ref()?, self.settings.importance.as_ref()?);
         let Fate::Code(view) = &self.fates[index] else { return None };
         let name = importance.matrix_name(self.known_as(index)?, view.inputs()).ok()??;
@@ -244,8 +266,12 @@ impl Job<'_> {
     }
 
     /// Finds the step, codes the model, and trims the step until the rate is in its window.
-    pub(super) fn meet_target(&self, planned: &Planned) -> Result<Coded> {
+    pub(super) fn meet_target(&self, planned: &Planned) -> Result<Met> {
         let weights = planned.weights as f64;
+        let met = |rate_step: i32, estimate: Estimate| {
+            let coded = self.pass(planned, rate_step, &estimate)?;
+            Ok(Met { rate_step, estimate, coded })
+        };
         let limit = match self.settings.target {
             Target::Step(step) => {
                 let rate_step = (step.log2() * OCTAVE).round();
@@ -254,14 +280,13 @@ impl Job<'_> {
                         .remedy("choose a step between 0.004 and 4 deviations"));
                 }
                 let rate_step = rate_step as i32;
-                return self.pass(planned, rate_step, &planned.sample.estimate(rate_step));
+                return met(rate_step, planned.sample.estimate(rate_step));
             }
             Target::Bits(bits) if !(bits > 0.0 && bits < 100.0) => {
                 return Err(Error::input(format!("{bits} bits per weight cannot be meant"))
                     .remedy("give a number such as 4.0"));
             }
-            Target::Bits(bits) => bits * weights / 8.0,
-            Target::Size(bytes) => bytes as f64,
+            Target::Bits(_) | Target::Size(_) => self.limit(weights),
         };
         if planned.plans.is_empty() {
             return self.nothing_to_code(planned, limit);
@@ -288,13 +313,13 @@ impl Job<'_> {
         let (_, mut rate_step, mut estimate) = nearest.expect("at least one rate was tried");
 
         let mut tried = Vec::new();
-        let mut best: Option<(f64, Coded)> = None;
+        let mut best: Option<(f64, Met)> = None;
         for _ in 0..MAX_TRIES {
-            let coded = self.pass(planned, rate_step, &estimate)?;
-            let bytes = self.objective(&self.layout(&coded)?) as f64;
+            let found = met(rate_step, estimate)?;
+            let bytes = self.objective(&self.layout(&found.coded)?) as f64;
             tried.push((rate_step, bytes));
             if bytes <= limit && best.as_ref().is_none_or(|(least, _)| bytes > *least) {
-                best = Some((bytes, coded));
+                best = Some((bytes, found));
             }
             if (limit - RATE_WINDOW * per_bit..=limit).contains(&bytes) {
                 break;
@@ -305,12 +330,12 @@ impl Job<'_> {
         }
         let reach = |rate_step: &i32| self.estimate(planned, *rate_step).map(|(bytes, _)| bytes);
         match best {
-            Some((bytes, coded)) if bytes >= limit - RATE_WINDOW * per_bit => Ok(coded),
-            Some((_, coded)) if reach(RATE_STEPS.start())? >= limit - RATE_WINDOW * per_bit => {
+            Some((bytes, met)) if bytes >= limit - RATE_WINDOW * per_bit => Ok(met),
+            Some((_, met)) if reach(RATE_STEPS.start())? >= limit - RATE_WINDOW * per_bit => {
                 self.progress.warn(&format!(
                     "no step gives a rate within {RATE_WINDOW} bits per weight below the target; the next rate below is taken"
                 ));
-                Ok(coded)
+                Ok(met)
             }
             _ => Err(self.out_of_reach(reach(RATE_STEPS.end())?, reach(RATE_STEPS.start())?, per_bit)),
         }
@@ -327,14 +352,78 @@ impl Job<'_> {
     }
 
     /// A container of raw tensors only.
-    fn nothing_to_code(&self, planned: &Planned, limit: f64) -> Result<Coded> {
+    fn nothing_to_code(&self, planned: &Planned, limit: f64) -> Result<Met> {
         self.progress.warn("no tensor is coded: all are small, excluded or of other types");
-        let coded = self.pass(planned, 0, &planned.sample.estimate(0))?;
+        let estimate = planned.sample.estimate(0);
+        let coded = self.pass(planned, 0, &estimate)?;
         let bytes = self.layout(&coded)?.file_bytes() as f64;
         if matches!(self.settings.target, Target::Size(_)) && bytes > limit {
             return Err(self.out_of_reach(bytes, bytes, 1.0));
         }
-        Ok(coded)
+        Ok(Met { rate_step: 0, estimate, coded })
+    }
+
+    /// The bytes that the target allows; none where it is a step.
+    fn limit(&self, weights: f64) -> f64 {
+        match self.settings.target {
+            Target::Bits(bits) => bits * weights / 8.0,
+            Target::Size(bytes) => bytes as f64,
+            Target::Step(_) => f64::INFINITY,
+        }
+    }
+
+    /// Weights that a tuner found: of coded tensors, and of those that are stored as they are.
+    pub(super) fn sort_tuned(&self, found: HashMap<String, Vec<f32>>) -> Result<(Tuned, Tuned)> {
+        let (mut coded, mut stored) = (HashMap::new(), HashMap::new());
+        for (name, values) in found {
+            let index = (0..self.source.len()).find(|&index| self.source.tensor(index).name == name);
+            let shape = index.map(|index| self.source.tensor(index).shape.iter().product::<usize>());
+            let Some(index) = index.filter(|_| shape == Some(values.len())) else {
+                return Err(Error::input("was tuned, but there is none of its name and size").tensor(name));
+            };
+            match self.fates[index] {
+                Fate::Code(_) => coded.insert(index, values),
+                Fate::Raw => stored.insert(index, values),
+                Fate::Alias(_) => return Err(Error::input("was tuned, but is another's alias").tensor(name)),
+            };
+        }
+        Ok((coded, stored))
+    }
+
+    /// Codes tuned weights as they were tuned for, at the same steps. What they now take more or less is made good by the others' steps.
+    pub(super) fn code_tuned(&self, planned: &mut Planned, met: Met) -> Result<Coded> {
+        let Met { mut rate_step, mut estimate, .. } = met;
+        let weights = planned.weights as f64;
+        let (limit, per_bit) = (self.limit(weights), weights / 8.0);
+        let is_other = |index: usize| !self.tuned.contains_key(&index);
+        let others = planned.plans.iter().filter(|(index, _)| is_other(*index));
+        let others: usize = others.map(|(_, plan)| plan.view.elements()).sum();
+        let (mut moved, mut best) = (0, None);
+        for _ in 0..MAX_TRIES {
+            let coded = self.pass(planned, rate_step, &estimate)?;
+            let bytes = self.objective(&self.layout(&coded)?) as f64;
+            if limit.is_infinite() || (limit - RATE_WINDOW * per_bit..=limit).contains(&bytes) {
+                return Ok(coded);
+            }
+            if bytes <= limit {
+                best = Some(coded);
+            }
+            // An octave is a bit a weight.
+            let octaves = |weights: f64| (bytes - (limit - AIM * per_bit)) * 8.0 / weights * OCTAVE;
+            let more = octaves(others.max(1) as f64).round() as i32;
+            if others > 0 && (moved + more).abs() <= MAX_MOVED {
+                moved += more;
+                let plans = planned.plans.iter_mut().filter(|(index, _)| is_other(*index));
+                plans.for_each(|(_, plan)| plan.step += more);
+            } else {
+                self.progress.warn("the rate is met with other steps than weights were tuned for, which makes up for less of what is lost");
+                rate_step += octaves(weights).round() as i32;
+                estimate = planned.sample.estimate(rate_step);
+            }
+        }
+        best.ok_or_else(|| {
+            Error::input("no steps meet the target with the tuned weights").remedy("choose another rate")
+        })
     }
 
     /// About how many bytes count against the target at a rate, and the codec that suits it.
@@ -471,7 +560,7 @@ impl Job<'_> {
                     (0..coder.plan.tiles()).step_by(tiles).map(move |first| (i, first..first + tiles))
                 })
                 .collect();
-            let parts: Vec<Result<(Vec<Vec<u8>>, Vec<(usize, LdlqReport)>, Tally)>> = tasks
+            let parts: Vec<Result<Part>> = tasks
                 .par_chunks(tasks.len().div_ceil(PARTS))
                 .map(|tasks| {
                     let mut worker = Worker::new(&encoder);

@@ -2,7 +2,7 @@
 //!
 //! With `H = E[x x^T]` of its inputs a layer's output error is `tr(E H E^T)`, E `[out, in]` the error of its weights. With `H = U D U^T`, U upper triangular with a diagonal
 //! of ones, that is the sum over columns of `D_k |e_k + sum over j < k of e_j U_jk|^2`. So column k is not coded as it is, but with what the columns before it lost, times
-//! U's column k, added: then D_k times its squared error is its whole share (the paper's section on error compensation, which codes from the last column to the first; GPTQ's
+//! U's column k, added: then `D_k` times its squared error is its whole share (the paper's section on error compensation, which codes from the last column to the first; GPTQ's
 //! order is ours).
 
 use std::collections::HashMap;
@@ -253,7 +253,7 @@ fn add_feedback(
 }
 
 /// What a decoder makes of a value in units of its step (docs/bitstream.md §10.3 and 10.4). `step` is a product of two scales.
-fn decoded(dtype: DType, value: f32, step: f32) -> f32 {
+pub(super) fn decoded(dtype: DType, value: f32, step: f32) -> f32 {
     let finite = |x: f32| x.clamp(f32::MIN, f32::MAX);
     let weight = finite(value * finite(step));
     match dtype {
@@ -409,10 +409,15 @@ mod tests {
 
     #[test]
     fn what_is_decoded_is_finite_and_of_the_type() {
-        assert_eq!(decoded(DType::F32, 3.0, f32::MAX), f32::MAX);
-        assert_eq!(decoded(DType::F16, -7e4, 1.0), -65504.0);
-        assert_eq!(decoded(DType::BF16, f32::MAX, 1.0), bf16::MAX.to_f32());
-        assert_eq!(decoded(DType::F16, 1.0, 1.0 + f32::from(f16::EPSILON) / 3.0), 1.0);
+        let third = 1.0 + f32::from(f16::EPSILON) / 3.0;
+        for (dtype, value, step, want) in [
+            (DType::F32, 3.0, f32::MAX, f32::MAX),
+            (DType::F16, -7e4, 1.0, -65504.0),
+            (DType::BF16, f32::MAX, 1.0, bf16::MAX.to_f32()),
+            (DType::F16, 1.0, third, 1.0),
+        ] {
+            assert_eq!(decoded(dtype, value, step).to_bits(), f32::to_bits(want), "{dtype:?}");
+        }
         assert!(nwc_decode_core::scale(SCALE_CODE_MAX).unwrap() < f32::MAX);
     }
 }

@@ -8,6 +8,7 @@ mod job;
 mod ldlq;
 mod plan;
 mod rate;
+mod tune;
 mod view;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use rayon::prelude::*;
 pub use encode::quantiser;
 pub(crate) use finish::{squared_error, weighted_nmse};
 pub(crate) use plan::WantedSteps;
+pub use tune::{Quantise, Tuner};
 pub use view::{Selection, View};
 
 use crate::coding::search::Quantiser;
@@ -29,6 +31,7 @@ use crate::progress::Progress;
 use crate::tensors::{TensorSource, all_finite};
 use crate::{Error, Result};
 use job::Job;
+use tune::{AtRate, Replaced};
 
 /// How far below its target a rate may end, in bits a weight.
 pub const RATE_WINDOW: f64 = 0.01;
@@ -218,24 +221,47 @@ pub fn compress(
     progress: &dyn Progress,
     out: &mut File,
 ) -> Result<Report> {
+    compress_tuned(source, attachments, settings, None, progress, out)
+}
+
+/// [`compress`], with weights that a tuner finds once it is known how all are coded. The rate is met by the tensors that it leaves alone.
+///
+/// # Errors
+/// As [`compress`], or the tuner's.
+pub fn compress_tuned(
+    source: &dyn TensorSource,
+    attachments: Vec<u8>,
+    settings: &Settings,
+    tuner: Option<&dyn Tuner>,
+    progress: &dyn Progress,
+    out: &mut File,
+) -> Result<Report> {
     let fates = sort_out(source, settings, progress)?;
-    let mut job = Job { source, settings, progress, attachments, fates, factors: None };
+    let tuned = HashMap::new();
+    let mut job = Job { source, settings, progress, attachments, fates, factors: None, tuned };
     if let Some(importance) = &settings.importance {
         let coded = (0..source.len()).filter(|&index| !matches!(job.fates[index], Fate::Raw));
         importance.warn_of_strangers(coded.map(|index| source.tensor(index).name), progress);
     }
     job.factor()?;
     loop {
-        let mut coded = job.meet_target(&job.measure()?)?;
+        let mut planned = job.measure()?;
+        let met = job.meet_target(&planned)?;
         // A tensor that got larger is better left as it was; without it the rate has to be found again.
         let expanding: Vec<usize> = (0..source.len())
-            .filter(|&index| coded.item_bytes(index) >= Some(source.bytes(index).len() as u64))
+            .filter(|&index| met.coded.item_bytes(index) >= Some(source.bytes(index).len() as u64))
             .collect();
-        if expanding.is_empty() || settings.keep_expanding {
-            finish::write(source, &job.layout(&coded)?, &mut coded, out).map_err(cannot_write)?;
-            return finish::check(&job, coded, out);
+        if !expanding.is_empty() && !settings.keep_expanding {
+            expanding.into_iter().for_each(|index| job.fates[index] = Fate::Raw);
+            continue;
         }
-        expanding.into_iter().for_each(|index| job.fates[index] = Fate::Raw);
+        let Some(tuner) = tuner else { return finish::write_and_check(&job, met.coded, out) };
+        let found = tuner.tune(&AtRate { job: &job, planned: &planned, met: &met })?;
+        let (tuned, stored) = job.sort_tuned(found)?;
+        let source = Replaced::new(source, stored);
+        let job = Job { source: &source, tuned, ..job };
+        let coded = job.code_tuned(&mut planned, met)?;
+        return finish::write_and_check(&job, coded, out);
     }
 }
 

@@ -214,7 +214,7 @@ fn down<L: Lanes, const N: usize>(
                 usize::from(path.decisions[row * (N / WIDTH) + current / WIDTH] >> (current % WIDTH) & 1);
             let odd = current / (N / 2);
             subsets[row - first] = (odd + 2 * bit) as i32;
-            current = 2 * (current % (N / 2) ^ (odd * within) ^ (bit * free)) + odd;
+            current = 2 * ((current % (N / 2)) ^ (odd * within) ^ (bit * free)) + odd;
         }
         let mut padded = [0.0; WIDTH];
         padded[..last - first].copy_from_slice(&column.weights[first..last]);

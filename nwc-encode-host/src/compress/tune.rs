@@ -1,0 +1,187 @@
+//! Weights that change while a model is coded: what is coded later can make good what was lost before, beyond what LDLQ does within a tensor.
+
+use std::collections::HashMap;
+
+use nwc_decode_core::DType;
+
+use super::encode::{Encoder, TensorCoder, Worker};
+use super::job::{Job, Met, Planned};
+use super::plan::TensorPlan;
+use super::{Selection, View};
+use crate::tensors::{TensorInfo, TensorSource};
+use crate::{Error, Result};
+
+/// The codec at the rate that was found, one tensor at a time.
+pub trait Quantise: Sync {
+    /// Whether a tensor is coded.
+    fn is_coded(&self, name: &str) -> bool;
+
+    /// What a decoder makes of a coded tensor with these weights, in the tensor's own order.
+    ///
+    /// # Errors
+    /// The tensor is not coded, or has another number of weights.
+    fn quantise(&self, name: &str, weights: &[f32]) -> Result<Vec<f32>>;
+
+    /// What tells this codec from others that make other weights.
+    fn fingerprint(&self) -> u32;
+}
+
+/// Finds better weights.
+pub trait Tuner: Sync {
+    /// New weights of some tensors by name, in their own order: coded tensors as they are to be coded, others as they are to be stored.
+    ///
+    /// # Errors
+    /// Whatever keeps it from finding any.
+    fn tune(&self, codec: &dyn Quantise) -> Result<HashMap<String, Vec<f32>>>;
+}
+
+/// A job at its rate.
+pub(super) struct AtRate<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) planned: &'a Planned,
+    pub(super) met: &'a Met,
+}
+
+impl AtRate<'_> {
+    fn plan(&self, name: &str) -> Option<(usize, &TensorPlan)> {
+        let mut plans = self.planned.plans.iter();
+        let found = plans.find(|(index, _)| self.job.source.tensor(*index).name == name)?;
+        Some((found.0, &found.1))
+    }
+}
+
+impl Quantise for AtRate<'_> {
+    fn is_coded(&self, name: &str) -> bool {
+        self.plan(name).is_some()
+    }
+
+    fn quantise(&self, name: &str, weights: &[f32]) -> Result<Vec<f32>> {
+        let (index, plan) = self
+            .plan(name)
+            .filter(|(_, plan)| plan.view.elements() == weights.len())
+            .ok_or_else(|| Error::input("is not coded, or has another shape").tensor(name))?;
+        let encoder =
+            Encoder::new(&self.met.estimate.codec, &self.met.estimate.rate, self.job.settings.code_rounds);
+        let coder = TensorCoder::new(plan, self.met.rate_step, self.planned.class_base(plan));
+        let dtype = self.job.source.tensor(index).dtype;
+        Ok(Worker::new(&encoder).restore(&coder, weights, dtype, self.job.factor_of(index)))
+    }
+
+    fn fingerprint(&self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&self.met.rate_step.to_le_bytes());
+        hasher.update(&self.met.estimate.codec.to_bytes());
+        for (_, plan) in &self.planned.plans {
+            hasher.update(&plan.step.to_le_bytes());
+            for values in [&plan.row_scale, &plan.column_scale, &plan.row_class, &plan.column_class] {
+                hasher.update(bytemuck::cast_slice(values));
+            }
+        }
+        hasher.finalize()
+    }
+}
+
+/// A model some of whose stored tensors have other values.
+pub(super) struct Replaced<'a> {
+    source: &'a dyn TensorSource,
+    bytes: HashMap<usize, Vec<u8>>,
+}
+
+impl<'a> Replaced<'a> {
+    pub(super) fn new(source: &'a dyn TensorSource, values: HashMap<usize, Vec<f32>>) -> Self {
+        let bytes = values
+            .into_iter()
+            .map(|(index, values)| (index, to_bytes(source.tensor(index).dtype, &values)))
+            .collect();
+        Self { source, bytes }
+    }
+}
+
+fn to_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        DType::F16 => values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect(),
+        DType::BF16 => values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    }
+}
+
+impl TensorSource for Replaced<'_> {
+    fn len(&self) -> usize {
+        self.source.len()
+    }
+
+    fn tensor(&self, index: usize) -> TensorInfo<'_> {
+        self.source.tensor(index)
+    }
+
+    fn bytes(&self, index: usize) -> &[u8] {
+        self.bytes.get(&index).map_or_else(|| self.source.bytes(index), Vec::as_slice)
+    }
+
+    fn view(&self, index: usize, selection: &Selection) -> Result<View, &'static str> {
+        self.source.view(index, selection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nwc_decode_core::{Checks, Container, Limits};
+
+    use super::super::{RATE_WINDOW, Settings, Target, compress_tuned};
+    use super::*;
+    use crate::progress::Silent;
+    use crate::restore::{Decoder, TableMemory};
+    use crate::synthetic::Source;
+    use crate::tensors::{OwnedTensors, to_f32};
+
+    /// Makes weights twice as large, so that they take a bit more, and remembers what a decoder is to make of them.
+    struct Twice {
+        weights: Vec<f32>,
+        expected: std::sync::Mutex<Vec<f32>>,
+    }
+
+    impl Tuner for Twice {
+        fn tune(&self, codec: &dyn Quantise) -> Result<HashMap<String, Vec<f32>>> {
+            assert!(codec.is_coded("linear") && !codec.is_coded("norm") && !codec.is_coded("none"));
+            assert!(codec.quantise("norm", &[1.0]).is_err() && codec.quantise("linear", &[1.0]).is_err());
+            assert_eq!(codec.fingerprint(), codec.fingerprint());
+            *self.expected.lock().unwrap() = codec.quantise("linear", &self.weights)?;
+            let norm = vec![3.0; 64];
+            Ok(HashMap::from([("linear".to_owned(), self.weights.clone()), ("norm".to_owned(), norm)]))
+        }
+    }
+
+    #[test]
+    fn tuned_weights_come_back_as_the_tuner_saw_them_and_the_rate_is_met() {
+        let (rows, columns) = (96, 192);
+        let mut tensors = OwnedTensors::default();
+        let linear = Source::Gaussian.matrix(rows, columns, 1);
+        tensors.push_f32("linear", &[rows, columns], &linear);
+        tensors.push_f32("embed_tokens.weight", &[900, 128], &Source::Laplace.matrix(900, 128, 2));
+        tensors.push_f32("norm", &[64], &[1.0; 64]);
+        let tuner = Twice {
+            weights: linear.iter().map(|weight| 2.0 * weight).collect(),
+            expected: std::sync::Mutex::default(),
+        };
+        let mut file = tempfile::tempfile().unwrap();
+        let settings = Settings::new(Target::Bits(4.0));
+        let report =
+            compress_tuned(&tensors, Vec::new(), &settings, Some(&tuner), &Silent, &mut file).unwrap();
+        assert!(
+            (4.0 - RATE_WINDOW..=4.0).contains(&report.bits_per_weight()),
+            "{}",
+            report.bits_per_weight()
+        );
+        // SAFETY: nothing else writes to the file.
+        let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
+        let container = Container::open(&map, &Limits::default()).unwrap();
+        let mut memory = TableMemory::default();
+        let decoder = Decoder::new(&container, &mut memory).unwrap();
+        let restored = |index: usize| {
+            let bytes = decoder.decode(&decoder.tensors()[index], Checks::All).unwrap();
+            to_f32(DType::F32, &bytes)
+        };
+        assert_eq!(restored(0), *tuner.expected.lock().unwrap());
+        assert_eq!(restored(2), [3.0; 64]);
+    }
+}
