@@ -22,6 +22,8 @@
 //! ```
 
 pub mod atomic;
+#[cfg(feature = "models")]
+pub mod calibrate;
 pub mod chunks;
 pub mod codec_file;
 pub mod coding;
@@ -30,6 +32,8 @@ pub mod compress;
 pub mod container;
 pub mod device;
 pub mod error;
+#[cfg(feature = "models")]
+pub mod evaluate;
 #[cfg(feature = "models")]
 pub mod forward;
 pub mod importance;
@@ -40,8 +44,12 @@ pub mod parameters;
 pub mod progress;
 pub mod residual;
 pub mod restore;
+#[cfg(feature = "models")]
+pub mod samples;
 pub mod seek;
 pub mod simd;
+#[cfg(feature = "models")]
+pub mod subject;
 pub mod synthetic;
 pub mod tensors;
 #[cfg(feature = "train")]

@@ -39,7 +39,9 @@ enum Command {
     Decompress(commands::decompress::DecompressArgs),
     Inspect(commands::inspect::InspectArgs),
     Verify(commands::verify::VerifyArgs),
+    Calibrate(commands::calibrate::CalibrateArgs),
     Train(commands::train::TrainArgs),
+    Eval(commands::eval::EvalArgs),
     #[command(subcommand)]
     Bench(commands::bench::BenchCommand),
     /// Print a completion script for a shell
@@ -102,7 +104,9 @@ fn run(cli: &Cli) -> Result<Outcome> {
         Command::Decompress(args) => commands::decompress::run(args, &progress),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Verify(args) => commands::verify::run(args, &progress),
+        Command::Calibrate(args) => commands::calibrate::run(args, &progress),
         Command::Train(args) => commands::train::run(args, &progress),
+        Command::Eval(args) => commands::eval::run(args, &progress),
         Command::Bench(command) => commands::bench::run(command, &progress),
         Command::Completions { shell } => {
             let mut script = Vec::new();

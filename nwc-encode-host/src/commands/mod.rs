@@ -1,8 +1,10 @@
 //! What the program does: one module a command. Each gives a JSON object, and the same for people.
 
 pub mod bench;
+pub mod calibrate;
 pub mod compress;
 pub mod decompress;
+pub mod eval;
 pub mod inspect;
 pub mod train;
 pub mod verify;
@@ -62,4 +64,30 @@ pub(crate) fn human_bytes(bytes: u64) -> String {
         || format!("{bytes} bytes"),
         |(size, name)| format!("{:.2} {name}", bytes as f64 / size as f64),
     )
+}
+
+/// What is said where models cannot be run.
+#[cfg(not(feature = "models"))]
+pub(crate) fn without_models() -> crate::Error {
+    crate::Error::input("this nwc-encode was built without running models")
+        .remedy("build it with `cargo build --release -p nwc-encode-host --features models`")
+}
+
+/// Which part of the data is used.
+///
+/// # Errors
+/// If it is none of it.
+#[cfg(feature = "models")]
+pub(crate) fn check_limits(
+    samples: Option<usize>,
+    length: Option<usize>,
+) -> crate::Result<crate::samples::Limits> {
+    for (option, value) in [("--samples", samples), ("--length", length)] {
+        if value == Some(0) {
+            return Err(
+                crate::Error::input(format!("{option} 0 is out of range")).remedy("give at least one")
+            );
+        }
+    }
+    Ok(crate::samples::Limits { samples, length })
 }

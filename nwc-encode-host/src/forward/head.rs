@@ -1,7 +1,7 @@
 //! From the last hidden state to embeddings and logits.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use super::attention::attend;
 use super::feed::{Activation, Mlp};
@@ -66,7 +66,8 @@ pub struct Head {
 impl Head {
     /// Outputs `[batch, positions, out]` of the last hidden state `[batch, length, width]`: one position if they are pooled.
     ///
-    /// Logits of many tokens take much memory: where few positions are wanted, hand over only those.
+    /// Logits of many tokens take much memory: where few positions are wanted, hand over only those, or project
+    /// [`features`](Self::features) a few rows at a time.
     ///
     /// # Errors
     /// If it needs `tokens`, to find the one that stands for its text, and there are none.
@@ -80,46 +81,82 @@ impl Head {
         tokens: Option<&Tokens>,
         taps: &mut dyn Taps<B>,
     ) -> Result<Tensor<B, 3>> {
+        let [batch, ..] = hidden.dims();
+        let x = self.features(parameters, hidden, tokens, taps)?;
+        let x = self.project(parameters, x);
+        let [rows, out] = x.dims();
+        Ok(x.reshape([batch, rows / batch, out]))
+    }
+
+    /// What is projected, `[batch * positions, width]`. Taps are handed the inputs of the projection too.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn features<B: Backend>(
+        &self,
+        parameters: &Parameters<B>,
+        hidden: Tensor<B, 3>,
+        tokens: Option<&Tokens>,
+        taps: &mut dyn Taps<B>,
+    ) -> Result<Tensor<B, 2>> {
         let [batch, length, width] = hidden.dims();
         let mut x = hidden.reshape([batch * length, width]);
         if let Some(norm) = &self.norm {
             x = norm.apply(parameters, x);
         }
-        let at = |position: &dyn Fn(usize) -> usize| {
-            let rows: Vec<i64> = (0..batch).map(|i| (i * length + position(i)) as i64).collect();
-            Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [batch]), &x.device())
-        };
-        let rows = match &self.pool {
-            Pool::Each | Pool::Probe(_) => None,
-            Pool::First => Some(at(&|_| 0)),
-            Pool::Last => Some(at(&|_| length - 1)),
-            Pool::Token(_) | Pool::LargestToken => {
-                let tokens = tokens
-                    .filter(|tokens| (tokens.texts(), tokens.length()) == (batch, length))
-                    .ok_or_else(|| Error::input("the tokens are needed to find the end of each text"))?;
-                let text = |i: usize| &tokens.ids()[i * length..][..length];
-                let place = |i: usize| match self.pool {
-                    Pool::Token(token) => text(i).iter().position(|&id| id == token).unwrap_or(0),
-                    _ => (0..length).rev().max_by_key(|&at| text(i)[at]).unwrap_or(0),
-                };
-                Some(at(&place))
-            }
-        };
-        if let Some(rows) = rows {
-            x = x.select(0, rows);
+        if let Some(positions) = self.positions(batch, length, tokens)? {
+            let rows: Vec<i64> = (0..batch).zip(positions).map(|(i, at)| (i * length + at) as i64).collect();
+            x = x.clone().select(0, Tensor::from_data(TensorData::new(rows, [batch]), &x.device()));
         }
         if let Pool::Probe(probe) = &self.pool {
             x = probe.forward(parameters, x, batch, taps);
         }
         if let Some(projection) = &self.projection {
             taps.inputs(&[projection], &x);
-            x = projection.apply(parameters, x);
         }
-        if let Some(activation) = self.activation {
-            x = activation.apply(x);
+        Ok(x)
+    }
+
+    /// Outputs `[rows, out]` of features.
+    ///
+    /// # Panics
+    /// If `parameters` are not the head's.
+    pub fn project<B: Backend>(&self, parameters: &Parameters<B>, features: Tensor<B, 2>) -> Tensor<B, 2> {
+        let x = match &self.projection {
+            Some(projection) => projection.apply(parameters, features),
+            None => features,
+        };
+        match self.activation {
+            Some(activation) => activation.apply(x),
+            None => x,
         }
-        let [rows, out] = x.dims();
-        Ok(x.reshape([batch, rows / batch, out]))
+    }
+
+    /// The position that stands for each of `batch` inputs; none if all of them count.
+    pub(super) fn positions(
+        &self,
+        batch: usize,
+        length: usize,
+        tokens: Option<&Tokens>,
+    ) -> Result<Option<Vec<usize>>> {
+        Ok(match &self.pool {
+            Pool::Each | Pool::Probe(_) => None,
+            Pool::First => Some(vec![0; batch]),
+            Pool::Last => Some(vec![length - 1; batch]),
+            Pool::Token(_) | Pool::LargestToken => {
+                let tokens = tokens
+                    .filter(|tokens| (tokens.texts(), tokens.length()) == (batch, length))
+                    .ok_or_else(|| Error::input("the tokens are needed to find the end of each text"))?;
+                let place = |text: &[u32]| match self.pool {
+                    Pool::Token(token) => text.iter().position(|&id| id == token).unwrap_or(0),
+                    _ => (0..length).rev().max_by_key(|&at| text[at]).unwrap_or(0),
+                };
+                Some(tokens.ids().chunks(length).map(place).collect())
+            }
+        })
     }
 }
 

@@ -52,6 +52,17 @@ impl Tokens {
         self.ids.len() / self.length
     }
 
+    /// Which tokens are padding, if that was said.
+    pub(crate) fn padding_marks(&self) -> Option<&[bool]> {
+        self.padding.as_deref()
+    }
+
+    /// Which tokens are no padding, if any is padding.
+    pub(super) fn seen(&self) -> Option<Vec<bool>> {
+        let padding = self.padding.as_ref().filter(|padding| padding.contains(&true))?;
+        Some(padding.iter().map(|padding| !padding).collect())
+    }
+
     /// Which tokens are padding, if any is, as `[texts, length]`.
     pub(super) fn padding<B: Backend>(&self, device: &B::Device) -> Option<Tensor<B, 2, Bool>> {
         let padding = self.padding.as_ref().filter(|padding| padding.contains(&true))?;

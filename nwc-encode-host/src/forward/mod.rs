@@ -54,6 +54,7 @@ mod resize;
 mod rotary;
 mod siglip;
 mod stage;
+mod stream;
 pub mod tokenizer;
 mod tower;
 mod weights;
@@ -77,6 +78,7 @@ pub use linear::{Linear, NoTaps, Part, Role, Taps};
 pub use norm::Norm;
 pub use rotary::Rotary;
 pub use stage::{Stage, TensorSpec};
+pub use stream::{Batches, Quiet, Stream, Watch};
 pub use tower::{Loaded, Tower};
 pub use weights::{ContainerWeights, Overlay, Stored, Weights};
 

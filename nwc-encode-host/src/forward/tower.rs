@@ -3,10 +3,11 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Tensor};
 
+use super::attention::Mask;
 use super::block::Block;
 use super::embedding::Embedding;
 use super::head::Head;
-use super::input::Input;
+use super::input::{Input, Tokens};
 use super::linear::Taps;
 use super::stage::Stage;
 use super::weights::Weights;
@@ -32,6 +33,24 @@ impl Tower {
     /// What is hidden from the other tokens, for [`Block::forward`]: true for padding, `[batch, length]`.
     pub fn padding<B: Backend>(&self, input: &Input<B>, device: &B::Device) -> Option<Tensor<B, 2, Bool>> {
         input.tokens().filter(|_| self.hides_padding)?.padding(device)
+    }
+
+    /// Which tokens of texts what the head puts out depends on, text by text; none if it is all of them. Not padding that is hidden,
+    /// and not what follows the token that stands for its text where nothing looks ahead.
+    ///
+    /// # Errors
+    /// As [`Head::forward`].
+    pub fn relevant(&self, tokens: &Tokens) -> Result<Option<Vec<bool>>> {
+        let (texts, length) = (tokens.texts(), tokens.length());
+        if self.hides_padding {
+            return Ok(tokens.seen());
+        }
+        let looks_ahead = |block: &Block| block.attention.mask == Mask::Bidirectional;
+        if self.blocks.iter().any(looks_ahead) {
+            return Ok(None);
+        }
+        let positions = self.head.positions(texts, length, Some(tokens))?;
+        Ok(positions.map(|ends| ends.iter().flat_map(|&end| (0..length).map(move |at| at <= end)).collect()))
     }
 
     /// Loads all of it.

@@ -306,7 +306,7 @@ fn not_empty(path: &Path) -> Error {
 }
 
 /// The length of the values of each tensor, in bytes.
-fn byte_lengths(tensors: &[TensorLayout<'_>]) -> Result<Vec<usize>> {
+pub(crate) fn byte_lengths(tensors: &[TensorLayout<'_>]) -> Result<Vec<usize>> {
     let mut seen = HashSet::new();
     let mut total = 0_usize;
     let mut lengths = Vec::with_capacity(tensors.len());
@@ -335,7 +335,7 @@ fn byte_lengths(tensors: &[TensorLayout<'_>]) -> Result<Vec<usize>> {
 }
 
 /// The JSON header as the safetensors libraries write it, padded with spaces to a multiple of 8 bytes.
-fn encode_header(
+pub(crate) fn encode_header(
     metadata: Option<&BTreeMap<String, String>>,
     tensors: &[TensorLayout<'_>],
     lengths: &[usize],

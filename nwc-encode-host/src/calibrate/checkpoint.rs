@@ -1,0 +1,144 @@
+//! The folder from which a calibration goes on: a file of moments for each finished stage, and the hidden states after the last one.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use burn::backend::Flex;
+use burn::tensor::{Tensor, TensorData};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
+
+use crate::atomic::AtomicFile;
+use crate::forward::Weights;
+use crate::model::Model;
+use crate::parameters::values;
+use crate::{Error, Result};
+
+/// The file of the hidden states, and the key of its metadata.
+const STATE: &str = "state.safetensors";
+const KEY: &str = "nwc:calibration";
+
+/// Such a folder.
+#[derive(Debug)]
+pub(super) struct Checkpoint {
+    folder: PathBuf,
+    /// What must be the same to go on, by option.
+    options: Vec<(String, String)>,
+}
+
+/// How far a calibration is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Position {
+    /// The tower that is next.
+    pub(super) tower: usize,
+    /// The stage of it that is next.
+    pub(super) stage: usize,
+    /// Stages that are done, of all towers.
+    pub(super) done: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    options: Vec<(String, String)>,
+    position: Position,
+}
+
+/// The folder for a file that will be at `output`.
+pub(super) fn folder_of(output: &Path) -> PathBuf {
+    output.with_extension("checkpoint")
+}
+
+/// Whether there is one.
+pub(super) fn exists(folder: &Path) -> bool {
+    folder.join(STATE).exists()
+}
+
+impl Checkpoint {
+    /// Of this folder, which is made if need be.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn new(folder: &Path, options: Vec<(String, String)>) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(|error| Error::io("cannot make the folder", folder, error))?;
+        Ok(Self { folder: folder.to_owned(), options })
+    }
+
+    /// The file of a stage.
+    pub(super) fn stage(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("stage-{number:05}.safetensors"))
+    }
+
+    /// Keeps how far it is.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn write(&self, position: Position, hidden: &[Tensor<Flex, 3>]) -> Result<()> {
+        let metadata = Metadata { options: self.options.clone(), position };
+        let text = serde_json::to_string(&metadata).expect("numbers and strings");
+        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = hidden
+            .iter()
+            .enumerate()
+            .map(|(index, tensor)| {
+                let bytes = values(tensor).iter().flat_map(|value| value.to_le_bytes()).collect();
+                (format!("hidden.{index:06}"), tensor.dims().to_vec(), bytes)
+            })
+            .collect();
+        let views = tensors.iter().map(|(name, shape, bytes)| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+            (name.as_str(), view.expect("as many bytes as its shape says"))
+        });
+        let metadata = HashMap::from([(KEY.to_owned(), text)]);
+        let bytes = safetensors::serialize(views, Some(metadata)).expect("tensors are legal");
+        let path = self.folder.join(STATE);
+        let mut file = AtomicFile::create(&path, true)?;
+        file.file()
+            .write_all(&bytes)
+            .map_err(|error| Error::io("cannot write the checkpoint", &path, error))?;
+        file.commit()
+    }
+
+    /// How far it was.
+    ///
+    /// # Errors
+    /// There is none, it is damaged, or was written with other options, of which the first is named.
+    pub(super) fn read(&self) -> Result<(Position, Vec<Tensor<Flex, 3>>)> {
+        let path = self.folder.join(STATE);
+        let start_over = "leave --resume out to start over";
+        let bad = |problem: String, remedy: &str| Error::input(problem).file(&path).remedy(remedy);
+        if !path.exists() {
+            return Err(bad("there is no checkpoint to resume from".to_owned(), start_over));
+        }
+        let file = Model::open(&path)?;
+        let text = file.files()[0].metadata.as_ref().and_then(|metadata| metadata.get(KEY));
+        let metadata: Metadata = serde_json::from_str(text.map_or("", String::as_str))
+            .map_err(|_| bad("is no checkpoint of this program".to_owned(), "start over with --force"))?;
+        for ((option, now), (_, then)) in self.options.iter().zip(&metadata.options) {
+            if now != then {
+                return Err(bad(
+                    format!("was written with {option} {then}, now it is {now}"),
+                    "give the same options, or start over with --force",
+                ));
+            }
+        }
+        let hidden = (0..file.tensors().len()).map(|index| {
+            let tensor = file.tensor(&format!("hidden.{index:06}"))?;
+            let [batch, length, width] = tensor.shape[..] else {
+                return Err(bad("is damaged".to_owned(), "start over with --force"));
+            };
+            let data = TensorData::new(tensor.values, [batch, length, width]);
+            Ok(Tensor::from_data(data, &Default::default()))
+        });
+        Ok((metadata.position, hidden.collect::<Result<_>>()?))
+    }
+
+    /// Removes it: what it wrote, and the folder if that is empty then.
+    pub(super) fn remove(&self, stages: usize) {
+        // Best effort: what stays takes space only, and the next calibration names it.
+        let files = (0..stages).map(|number| self.stage(number)).chain([self.folder.join(STATE)]);
+        files.for_each(|file| drop(fs::remove_file(file)));
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
