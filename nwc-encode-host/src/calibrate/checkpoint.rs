@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::backend::Flex;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
@@ -129,7 +129,7 @@ impl Checkpoint {
                 return Err(bad("is damaged".to_owned(), "start over with --force"));
             };
             let data = TensorData::new(tensor.values, [batch, length, width]);
-            Ok(Tensor::from_data(data, &Default::default()))
+            Ok(Tensor::from_data(data, &Device::<Flex>::default()))
         });
         Ok((metadata.position, hidden.collect::<Result<_>>()?))
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use burn::backend::Flex;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::layout::{Group, Layout, Mixture};
 use super::moment::Moment;
@@ -34,7 +34,7 @@ impl Rows {
     pub(super) fn new(marks: &[bool]) -> Self {
         let rows: Vec<i64> = (0..).zip(marks).filter(|(_, mark)| **mark).map(|(row, _)| row).collect();
         let count = rows.len();
-        let rows = Tensor::from_data(TensorData::new(rows, [count]), &Default::default());
+        let rows = Tensor::from_data(TensorData::new(rows, [count]), &Device::<Flex>::default());
         Self { all: marks.len(), rows }
     }
 }

@@ -330,15 +330,28 @@ pub fn calibrate(
     }
     let job = Job { subject, parts, diagonal: settings.diagonal, model, checkpoint, progress };
     let report = job.run(&mut position, hidden).and_then(|()| job.assemble(left_out, output));
-    let report = report.map_err(|error| {
-        if error.kind != ErrorKind::Interrupted {
-            return error;
+    let report = match report {
+        Ok(report) => report,
+        Err(error) if position.done == 0 => {
+            // There is nothing to go on from.
+            job.checkpoint.remove(0);
+            return Err(error);
         }
-        let problem = format!("interrupted after {} of {stages} stages, which are kept", position.done);
-        let mut error = Error::input(problem).file(&work.folder).remedy("add --resume to go on");
-        error.kind = ErrorKind::Interrupted;
-        error
-    })?;
+        Err(error) if error.kind == ErrorKind::Interrupted => {
+            let problem = format!("interrupted after {} of {stages} stages, which are kept", position.done);
+            let mut error = Error::input(problem).file(&work.folder).remedy("add --resume to go on");
+            error.kind = ErrorKind::Interrupted;
+            return Err(error);
+        }
+        Err(error) => {
+            progress.warn(&format!(
+                "{}: {} of {stages} stages are kept; add --resume to go on once that is mended, or --force to start over",
+                work.folder.display(),
+                position.done
+            ));
+            return Err(error);
+        }
+    };
     warn_of_fallbacks(&report.plan.fallbacks, progress);
     Ok((report, Finished { checkpoint: job.checkpoint, stages }))
 }

@@ -1,5 +1,7 @@
 //! How far a model's outputs are from another's: logits, or embeddings of length one.
 
+use burn::backend::Flex;
+use burn::tensor::Device;
 use serde::Serialize;
 
 use super::{normalise, outputs, sections, units};
@@ -70,16 +72,15 @@ pub fn fidelity(
     let mut work = Vec::new();
     for tower in &subject.forward.towers {
         let other = reference.forward.tower(tower.name).map_err(|error| error.file(reference.path))?;
-        let samples = match data {
-            Some(data) => Samples::new(subject, tower, data, limits)?,
-            None => {
-                let length = match limits.length {
-                    Some(length) => length,
-                    None => window(subject, tower, None)?.min(RANDOM_LENGTH),
-                };
-                let count = limits.samples.unwrap_or(RANDOM_SAMPLES);
-                Some(Samples::random(subject, tower, count, length)?)
-            }
+        let samples = if let Some(data) = data {
+            Samples::new(subject, tower, data, limits)?
+        } else {
+            let length = match limits.length {
+                Some(length) => length,
+                None => window(subject, tower, None)?.min(RANDOM_LENGTH),
+            };
+            let count = limits.samples.unwrap_or(RANDOM_SAMPLES);
+            Some(Samples::random(subject, tower, count, length)?)
         };
         match samples {
             Some(samples) => work.push((tower, other, samples)),
@@ -106,7 +107,7 @@ fn compare(
     unit: bool,
     progress: &dyn Progress,
 ) -> Result<TowerFidelity> {
-    let device = Default::default();
+    let device = Device::<Flex>::default();
     let (mut n, mut cosines, mut difference, mut energy) = (0, 0.0, 0.0, 0.0);
     let square = |x: f32| f64::from(x) * f64::from(x);
     for section in sections(tower, samples) {
