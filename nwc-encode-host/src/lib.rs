@@ -2,6 +2,7 @@
 //!
 //! The program `nwc-encode` is a thin layer over this library: [`model`] reads Hugging Face folders and safetensors files,
 //! [`compress`] turns them into a container, [`restore`] decodes one, [`commands`] is what the program does.
+//! With the feature `models`, `forward` runs models, `calibrate` sees what goes into their layers, `evaluate` how good they are.
 //!
 //! ```
 //! use nwc_encode_host::compress::{Settings, Target, compress};

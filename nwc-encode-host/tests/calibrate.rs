@@ -638,7 +638,7 @@ mod with_models {
             (format!("{llama} --data empty.txt -o x"), ["tokenizer.json: ", "cannot read"]),
             (
                 format!("{llama} --data large.safetensors -o x --length 1"),
-                ["token 64 is none", "tokenizer.json"],
+                ["large.safetensors: token 64 is none", "tokenizer.json"],
             ),
             (
                 format!("{llama} --data large.safetensors -o x --length 300"),
@@ -652,7 +652,10 @@ mod with_models {
                 format!("{llama} --data small.safetensors -o x"),
                 ["small.safetensors: has nothing for a model", "a text"],
             ),
-            (format!("{clip} --data small.safetensors -o x"), ["images are 3 x 16 x 16", "3 x 32 x 32"]),
+            (
+                format!("{clip} --data small.safetensors -o x"),
+                ["small.safetensors: images are 3 x 16 x 16", "3 x 32 x 32"],
+            ),
             (
                 format!("{weights} --data ids.safetensors -o x"),
                 ["model.safetensors: has weights alone", "config.json"],

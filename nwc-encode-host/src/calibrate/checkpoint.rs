@@ -1,19 +1,19 @@
 //! The folder from which a calibration goes on: a file of moments for each finished stage, and the hidden states after the last one.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::backend::Flex;
 use burn::tensor::{Device, Tensor, TensorData};
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
+use nwc_decode_core::DType;
 use serde::{Deserialize, Serialize};
 
+use super::file::write_tensors;
 use crate::atomic::AtomicFile;
 use crate::forward::Weights;
 use crate::model::Model;
+use crate::model::write::TensorLayout;
 use crate::parameters::values;
 use crate::{Error, Result};
 
@@ -51,6 +51,11 @@ pub(super) fn folder_of(output: &Path) -> PathBuf {
     output.with_extension("checkpoint")
 }
 
+/// The name of a batch's hidden states.
+fn hidden_name(index: usize) -> String {
+    format!("hidden.{index:06}")
+}
+
 /// Whether there is one.
 pub(super) fn exists(folder: &Path) -> bool {
     folder.join(STATE).exists()
@@ -78,25 +83,13 @@ impl Checkpoint {
     pub(super) fn write(&self, position: Position, hidden: &[Tensor<Flex, 3>]) -> Result<()> {
         let metadata = Metadata { options: self.options.clone(), position };
         let text = serde_json::to_string(&metadata).expect("numbers and strings");
-        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = hidden
-            .iter()
-            .enumerate()
-            .map(|(index, tensor)| {
-                let bytes = values(tensor).iter().flat_map(|value| value.to_le_bytes()).collect();
-                (format!("hidden.{index:06}"), tensor.dims().to_vec(), bytes)
-            })
-            .collect();
-        let views = tensors.iter().map(|(name, shape, bytes)| {
-            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-            (name.as_str(), view.expect("as many bytes as its shape says"))
-        });
-        let metadata = HashMap::from([(KEY.to_owned(), text)]);
-        let bytes = safetensors::serialize(views, Some(metadata)).expect("tensors are legal");
-        let path = self.folder.join(STATE);
-        let mut file = AtomicFile::create(&path, true)?;
-        file.file()
-            .write_all(&bytes)
-            .map_err(|error| Error::io("cannot write the checkpoint", &path, error))?;
+        let metadata = BTreeMap::from([(KEY.to_owned(), text)]);
+        let names: Vec<(String, [usize; 3])> =
+            hidden.iter().enumerate().map(|(index, tensor)| (hidden_name(index), tensor.dims())).collect();
+        let tensors: Vec<TensorLayout<'_>> =
+            names.iter().map(|(name, shape)| (name.as_str(), DType::F32, &shape[..])).collect();
+        let mut file = AtomicFile::create(&self.folder.join(STATE), true)?;
+        write_tensors(&mut file, &metadata, &tensors, |index| Ok(values(&hidden[index])))?;
         file.commit()
     }
 
@@ -124,7 +117,7 @@ impl Checkpoint {
             }
         }
         let hidden = (0..file.tensors().len()).map(|index| {
-            let tensor = file.tensor(&format!("hidden.{index:06}"))?;
+            let tensor = file.tensor(&hidden_name(index))?;
             let [batch, length, width] = tensor.shape[..] else {
                 return Err(bad("is damaged".to_owned(), "start over with --force"));
             };

@@ -23,7 +23,7 @@ const TOKENS: &str = "nwc.tokens";
 const SAMPLES: &str = "nwc.samples";
 const LAYOUT: &str = "nwc.layout";
 
-/// Writes a file; `values` gives those of each tensor. The caller commits it.
+/// Writes a file; `values` gives those of each tensor. Returns its size; the caller commits it.
 ///
 /// # Errors
 /// The operating system's, or as `values`.
@@ -34,7 +34,6 @@ pub(super) fn write(
     model: &str,
     mut values: impl FnMut(&Output) -> Result<Vec<f32>>,
 ) -> Result<u64> {
-    let path = file.target().to_owned();
     let json = |value: serde_json::Result<String>| value.expect("maps with strings as keys");
     let sum = |groups: &[&Group]| groups.iter().map(|group| group.tokens).sum();
     let most = |groups: &[&Group]| groups.iter().map(|group| group.samples).max().unwrap_or(0);
@@ -48,14 +47,28 @@ pub(super) fn write(
     let outputs = plan.outputs.iter();
     let tensors: Vec<TensorLayout<'_>> =
         outputs.map(|output| (output.name.as_str(), DType::F32, &output.shape[..])).collect();
-    let lengths = byte_lengths(&tensors).map_err(|error| error.file(&path))?;
-    let header = encode_header(Some(&metadata), &tensors, &lengths).map_err(|error| error.file(&path))?;
+    write_tensors(file, &metadata, &tensors, |index| values(&plan.outputs[index]))
+}
+
+/// Writes a .safetensors file of F32 tensors, one after the other; `values` gives those of each. Returns its size.
+///
+/// # Errors
+/// The operating system's, or as `values`.
+pub(super) fn write_tensors(
+    file: &mut AtomicFile,
+    metadata: &BTreeMap<String, String>,
+    tensors: &[TensorLayout<'_>],
+    mut values: impl FnMut(usize) -> Result<Vec<f32>>,
+) -> Result<u64> {
+    let path = file.target().to_owned();
+    let lengths = byte_lengths(tensors).map_err(|error| error.file(&path))?;
+    let header = encode_header(Some(metadata), tensors, &lengths).map_err(|error| error.file(&path))?;
     let cannot = |error| Error::io("cannot write", &path, error);
     let mut out = BufWriter::with_capacity(1 << 20, file.file());
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(cannot)?;
     out.write_all(&header).map_err(cannot)?;
-    for output in &plan.outputs {
-        for value in values(output)? {
+    for index in 0..tensors.len() {
+        for value in values(index)? {
             out.write_all(&value.to_le_bytes()).map_err(cannot)?;
         }
     }

@@ -329,7 +329,12 @@ pub fn calibrate(
         checkpoint.write(position, &hidden)?;
     }
     let job = Job { subject, parts, diagonal: settings.diagonal, model, checkpoint, progress };
-    let report = job.run(&mut position, hidden).and_then(|()| job.assemble(left_out, output));
+    let ran = job.run(&mut position, hidden).map_err(|error| match error.kind {
+        // What names no file is wrong with the data: what is wrong with a model names it.
+        ErrorKind::Input => error.file(path),
+        ErrorKind::Check | ErrorKind::Interrupted => error,
+    });
+    let report = ran.and_then(|()| job.assemble(left_out, output));
     let report = match report {
         Ok(report) => report,
         Err(error) if position.done == 0 => {
