@@ -28,6 +28,8 @@ pub enum Steps {
 
 /// What follows a tensor's name in the name of its outputs' importance.
 const OUTPUTS: &str = "/outputs";
+/// What the name of an expert's own moments begins with where the mixture's stand in for them: it is kept for merging.
+pub(crate) const OWN: &str = "nwc.own:";
 /// The entry of the metadata that says which tensors have the H of another: a JSON object of names.
 pub(crate) const SHARED: &str = "nwc.shared";
 /// Added to a diagonal whose mean is 1, so that an input that was never seen keeps a finite step (the release's damping).
@@ -78,7 +80,7 @@ impl Importance {
         Ok(Self { steps, diagonals, outputs: HashMap::new(), matrices: None })
     }
 
-    /// Reads a .safetensors file: for the tensors that it names, a diagonal `[in]`, a whole H `[in, in]` or one for each of a stack of matrices `[batch, in, in]`, of which the mean
+    /// Reads a .safetensors file: for the tensors that it names, a diagonal `[in]`, a whole H `[in, in]` or one for each of a stack of matrices, `[batch, in]` or `[batch, in, in]`, of which the mean
     /// of the diagonals counts, as F32, F16 or BF16. Its metadata may say which other tensors have the same.
     ///
     /// # Errors
@@ -94,9 +96,13 @@ impl Importance {
             if !matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16) {
                 return Err(bad(format!("is of type {}", tensor.dtype)));
             }
+            if tensor.name.starts_with(OWN) {
+                continue;
+            }
             // How many values one H has, and how far apart those of its diagonal are.
             let (inputs, all, apart) = match tensor.shape[..] {
                 [inputs] => (inputs, inputs, 1),
+                [batch, inputs] if batch != inputs => (inputs, inputs, 1),
                 [a, b] | [_, a, b] if a == b => (a, a * a, a + 1),
                 _ => return Err(bad(format!("has the shape {:?}", tensor.shape))),
             };
@@ -132,9 +138,9 @@ impl Importance {
         Ok(Self { outputs, matrices: Some(Arc::new(Matrices { file, by_name })), ..importance })
     }
 
-    /// Whether anything is known of this tensor's inputs.
-    pub fn knows(&self, name: &str) -> bool {
-        self.diagonals.contains_key(name)
+    /// The number of inputs of a tensor, if anything is known of them.
+    pub fn inputs(&self, name: &str) -> Option<usize> {
+        self.diagonals.get(name).map(Vec::len)
     }
 
     /// The name of the whole H of a tensor's inputs, if there is one: that of the first of the tensors that share it.
@@ -187,19 +193,19 @@ impl Importance {
         self.steps
     }
 
-    /// Says which names are of none of the tensors that are `coded`.
+    /// Says which names are of no tensor of the `model`.
     pub(crate) fn warn_of_strangers<'a>(
         &self,
-        coded: impl Iterator<Item = &'a str>,
+        model: impl Iterator<Item = &'a str>,
         progress: &dyn Progress,
     ) {
-        let known: HashSet<&str> = coded.collect();
+        let known: HashSet<&str> = model.collect();
         let names = self.diagonals.keys().map(String::as_str);
         let mut strangers: Vec<&str> = names.filter(|name| !known.contains(name)).collect();
         strangers.sort_unstable();
         if let Some(first) = strangers.first() {
             let count = strangers.len();
-            progress.warn(&format!("{count} tensors of the importance are not coded here, {first:?} first"));
+            progress.warn(&format!("{count} tensors of the importance are not of this model, {first:?} first"));
         }
     }
 

@@ -159,8 +159,7 @@ pub fn compress(
         })
         .collect();
     if let Some(importance) = &settings.importance {
-        let coded = (0..source.len()).filter(|&index| views[index].is_some());
-        importance.warn_of_strangers(coded.map(|index| source.tensor(index).name), progress);
+        importance.warn_of_strangers((0..source.len()).map(|index| source.tensor(index).name), progress);
     }
     progress.begin("transforming", views.iter().flatten().map(|view| view.elements() as u64).sum());
     let names: HashSet<&str> = (0..source.len()).map(|index| source.tensor(index).name).collect();

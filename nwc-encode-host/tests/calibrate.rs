@@ -700,6 +700,39 @@ mod with_models {
         assert_eq!(found, of_folder.names().iter().map(|name| of_folder.of(name)).collect::<Vec<_>>());
     }
 
+    /// What calibration writes is what compression reads: shared matrices, experts, stacks of them either way, and those of an expert that had too few tokens.
+    #[test]
+    fn compression_takes_every_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("ids.safetensors");
+        write_ids(&data, &ids(256, 3), &[16, 16]);
+        let mut models = vec![(clip_mini(), images())];
+        models.extend(
+            ["llama-scaled", "mixtral", "qwen3-moe", "gpt-oss"].map(|name| (tiny(name), data.clone())),
+        );
+        for (model, data) in models {
+            let (_, moments) = calibrated(&dir, &model, &data, "");
+            let line = format!("compress {} --bits 6 --hessians h -o a.nwc --force --json", model.display());
+            let output = run(dir.path(), &line);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && !stderr.contains("of the importance"), "{line}: {stderr}");
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let shared = moments.json("nwc.shared");
+            let mut compensated = 0;
+            for tensor in report["tensors"].as_array().unwrap() {
+                let name = tensor["name"].as_str().unwrap();
+                let known = moments.names().contains(&name) || shared.get(name).is_some();
+                let matrix = tensor["shape"].as_array().unwrap().len() == 2 && !name.contains("embed");
+                if tensor["coding"] == "coded" && known && matrix {
+                    let [lost, without] = ["lost", "lost_without"].map(|key| tensor["ldlq"][key].as_f64());
+                    assert!(lost.unwrap() < 1.05 * without.unwrap(), "{name}: {lost:?}, {without:?}");
+                    compensated += 1;
+                }
+            }
+            assert!(compensated >= 4, "{}: {compensated}", model.display());
+        }
+    }
+
     #[test]
     fn trained_models_are_calibrated() {
         let Some(assets) = std::env::var_os("NWC_ASSETS").map(PathBuf::from) else {

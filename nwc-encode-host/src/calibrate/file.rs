@@ -9,6 +9,7 @@ use nwc_decode_core::DType;
 use super::layout::{Group, Layout, Output, Plan};
 use super::moment::Moment;
 use crate::atomic::AtomicFile;
+use crate::importance::SHARED;
 use crate::model::Model;
 use crate::model::write::{TensorLayout, byte_lengths, encode_header};
 use crate::progress::Progress;
@@ -18,7 +19,6 @@ use crate::{Error, Result};
 /// Keys of the metadata: what tells the model from others; names that have another tensor's moments; over how many tokens and
 /// samples each tensor is a mean; what merging needs.
 const MODEL: &str = "nwc.model";
-const SHARED: &str = "nwc.shared";
 const TOKENS: &str = "nwc.tokens";
 const SAMPLES: &str = "nwc.samples";
 const LAYOUT: &str = "nwc.layout";

@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::importance::OWN;
+
 /// An expert with fewer tokens than this times its inputs takes the mixture's moments: with fewer than one a matrix has no full rank, and
 /// its diagonal is mostly chance.
 pub const TOKENS_PER_INPUT: u64 = 1;
-
-/// What the name of an expert's own moments begins with, where the mixture's stand in for them. They are kept for merging.
-pub const OWN: &str = "nwc.own:";
 
 /// Linear maps that share their inputs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -140,10 +140,13 @@ impl Job<'_> {
     /// The name under which the importance of a coded tensor's inputs is known, if it is: its own, or that of one with the same weights.
     fn known_as(&self, index: usize) -> Option<&str> {
         let importance = self.settings.importance.as_ref()?;
+        let Fate::Code(view) = &self.fates[index] else { return None };
+        // Some families stack experts the other way, [batch, in, out]: what is coded as their inputs are their outputs.
+        let suits = |name: &str| view.batch == 1 || importance.inputs(name) == Some(view.inputs());
         let twins =
             (0..self.fates.len()).filter(|&twin| matches!(self.fates[twin], Fate::Alias(of) if of == index));
         let mut names = std::iter::once(index).chain(twins).map(|index| self.source.tensor(index).name);
-        names.find(|name| importance.knows(name))
+        names.find(|name| importance.inputs(name).is_some() && suits(name))
     }
 
     /// How much the inputs of a coded tensor matter, if that is known.

@@ -240,8 +240,7 @@ pub fn compress_tuned(
     let tuned = HashMap::new();
     let mut job = Job { source, settings, progress, attachments, fates, factors: None, tuned };
     if let Some(importance) = &settings.importance {
-        let coded = (0..source.len()).filter(|&index| !matches!(job.fates[index], Fate::Raw));
-        importance.warn_of_strangers(coded.map(|index| source.tensor(index).name), progress);
+        importance.warn_of_strangers((0..source.len()).map(|index| source.tensor(index).name), progress);
     }
     job.factor()?;
     loop {
