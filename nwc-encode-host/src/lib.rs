@@ -22,6 +22,8 @@
 //! # }
 //! ```
 
+#[cfg(any(feature = "train", feature = "models"))]
+mod adam;
 pub mod atomic;
 #[cfg(feature = "models")]
 pub mod calibrate;

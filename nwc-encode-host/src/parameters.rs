@@ -49,19 +49,26 @@ impl<B: Backend> Parameters<B> {
         self.tensors.insert(name, (shape, tensor));
     }
 
-    /// Zeros for each of them.
+    /// Zeros for each of those whose names `wanted` says.
     #[must_use]
-    pub fn zeros_like(&self) -> Self {
-        self.map(|_, tensor| tensor.zeros_like())
+    pub fn zeros_where(&self, wanted: impl Fn(&str) -> bool) -> Self {
+        let tensors = self.tensors.iter().filter(|(name, _)| wanted(name));
+        let zeros = tensors.map(|(name, (shape, t))| (name.clone(), (shape.clone(), t.zeros_like())));
+        Self { tensors: zeros.collect() }
+    }
+
+    /// Brings one of them back.
+    ///
+    /// # Panics
+    /// If there is none of this name.
+    pub fn host(&self, name: &str) -> HostTensor {
+        let (shape, tensor) = self.tensors.get(name).unwrap_or_else(|| panic!("no parameter {name}"));
+        HostTensor { shape: shape.clone(), values: values(tensor) }
     }
 
     /// Brings them back.
     pub fn to_host(&self) -> HostParameters {
-        let download = |(shape, tensor): &(Vec<usize>, Tensor<B, 2>)| HostTensor {
-            shape: shape.clone(),
-            values: values(tensor),
-        };
-        self.tensors.iter().map(|(name, tensor)| (name.clone(), download(tensor))).collect()
+        self.tensors.keys().map(|name| (name.clone(), self.host(name))).collect()
     }
 
     /// One of them.

@@ -10,9 +10,9 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
-use super::adam::Adam;
 use super::evaluate::PRECISION;
 use super::{CurvePoint, Settings};
+use crate::adam::Adam;
 use crate::atomic::AtomicFile;
 use crate::codec_file::NETWORK;
 use crate::coding::table::Table;

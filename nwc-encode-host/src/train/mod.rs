@@ -3,7 +3,6 @@
 //! Rows are normalised, chunks of 16 rows of a column go through analysis, uniform noise stands in for rounding, a factorised density says what latents cost. The loss is
 //! lambda times the squared error of a weight plus its bits times the cost of its level.
 
-mod adam;
 mod checkpoint;
 mod data;
 mod density;
@@ -23,13 +22,13 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::adam::Adam;
 use crate::chunks::CHUNK;
 use crate::device::Device;
 use crate::importance::LEVEL_COSTS;
 use crate::parameters::{HostParameters, Parameters, count};
 use crate::progress::Progress;
 use crate::{Error, ErrorKind, Result};
-use adam::Adam;
 pub(crate) use checkpoint::path_of as checkpoint_path;
 use checkpoint::{Done, State};
 use data::Chunk;
@@ -43,6 +42,8 @@ const CURVE_CHUNKS: (usize, usize) = (2048, 1024);
 const FINAL_CHUNKS: (usize, usize) = (16_384, 16_384);
 /// Chunks that tell how a hidden layer is rounded best.
 const ROUNDING_CHUNKS: usize = 1024;
+/// The density learns faster than the networks by this factor: its few parameters cannot overshoot far.
+const DENSITY_RATE: f64 = 10.0;
 /// What a step draws is the stream of its number; parameters begin with the last stream.
 const INITIAL_STREAM: u64 = u64::MAX;
 
@@ -194,7 +195,7 @@ impl Job<'_> {
                 network::align(&mut initial, &self.data.training);
             }
             let parameters = Parameters::new(&initial, device);
-            State { adam: Adam::new(&parameters), parameters, progress: Done::default() }
+            State { adam: Adam::new(&parameters, |_| true), parameters, progress: Done::default() }
         };
         let started = Instant::now();
         let before = state.progress.seconds;
@@ -286,6 +287,7 @@ impl Job<'_> {
         let noise = Tensor::from_data(TensorData::new(noise, [batch, LATENTS]), device);
         let tracked = Parameters::<A>::tracked(&state.parameters);
         let gradients = self.loss(&tracked, upload(&chunks, device), noise).backward();
+        let rate = |name: &str| if name.starts_with(density::PREFIX) { DENSITY_RATE * rate } else { rate };
         state.adam.update(&mut state.parameters, &tracked, gradients, (step, steps), rate);
     }
 

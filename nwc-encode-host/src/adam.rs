@@ -3,7 +3,6 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
-use super::density;
 use crate::parameters::Parameters;
 
 /// Decay of the means of gradients and of their squares.
@@ -11,8 +10,6 @@ const DECAY: (f64, f64) = (0.9, 0.999);
 const EPSILON: f64 = 1e-8;
 /// The norm of all gradients together is at most this.
 const CLIP: f64 = 1.0;
-/// The density learns faster than the networks by this factor: its few parameters cannot overshoot far.
-const DENSITY_RATE: f64 = 10.0;
 /// The part of all steps in which the rate rises.
 const WARM_UP: f64 = 0.02;
 /// The part of the rate that is left at the end.
@@ -26,19 +23,21 @@ pub(crate) struct Adam<B: Backend> {
 }
 
 impl<B: Backend> Adam<B> {
-    /// Before the first step.
-    pub(crate) fn new(parameters: &Parameters<B>) -> Self {
-        Self { first: parameters.zeros_like(), second: parameters.zeros_like() }
+    /// Before the first step, for those parameters whose names `wanted` says.
+    pub(crate) fn new(parameters: &Parameters<B>, wanted: impl Fn(&str) -> bool) -> Self {
+        let zeros = parameters.zeros_where(wanted);
+        Self { first: zeros.clone(), second: zeros }
     }
 
-    /// Step number `step`, from 0, of `steps` at a peak rate of `rate`. `tracked` are the parameters that the gradients are of.
+    /// Step number `step`, from 0, of `steps` at the peak rate of each parameter. `tracked` are the parameters that the gradients
+    /// are of; those without one stay as they are, and need no state.
     pub(crate) fn update<A: AutodiffBackend<InnerBackend = B>>(
         &mut self,
         parameters: &mut Parameters<B>,
         tracked: &Parameters<A>,
         mut gradients: A::Gradients,
         (step, steps): (usize, usize),
-        rate: f64,
+        rate: impl Fn(&str) -> f64,
     ) {
         let mut known: Vec<(String, Tensor<B, 2>)> = Vec::new();
         let mut square: Option<Tensor<B, 1>> = None;
@@ -52,16 +51,15 @@ impl<B: Backend> Adam<B> {
         let Some(square) = square else { return };
         // On the device: to read the norm here would wait for it in every step.
         let factor = (square.sqrt() + EPSILON).recip().mul_scalar(CLIP).clamp_max(1.0).reshape([1, 1]);
-        let rate = rate * schedule(step, steps);
+        let part = schedule(step, steps);
         let correction = |decay: f64| 1.0 - decay.powi(step as i32 + 1);
         let (first, second) = (correction(DECAY.0), correction(DECAY.1).sqrt());
         for (name, gradient) in known {
             let gradient = gradient * factor.clone();
             let mean = self.first.get(&name) * DECAY.0 + gradient.clone() * (1.0 - DECAY.0);
             let squares = self.second.get(&name) * DECAY.1 + gradient.square() * (1.0 - DECAY.1);
-            let own = if name.starts_with(density::PREFIX) { DENSITY_RATE } else { 1.0 };
             let change =
-                mean.clone() * (own * rate * second / first) / (squares.clone().sqrt() + EPSILON * second);
+                mean.clone() * (rate(&name) * part * second / first) / (squares.clone().sqrt() + EPSILON * second);
             parameters.set(&name, parameters.get(&name) - change);
             self.first.set(&name, mean);
             self.second.set(&name, squares);
