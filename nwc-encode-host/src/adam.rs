@@ -58,8 +58,8 @@ impl<B: Backend> Adam<B> {
             let gradient = gradient * factor.clone();
             let mean = self.first.get(&name) * DECAY.0 + gradient.clone() * (1.0 - DECAY.0);
             let squares = self.second.get(&name) * DECAY.1 + gradient.square() * (1.0 - DECAY.1);
-            let change =
-                mean.clone() * (rate(&name) * part * second / first) / (squares.clone().sqrt() + EPSILON * second);
+            let change = mean.clone() * (rate(&name) * part * second / first)
+                / (squares.clone().sqrt() + EPSILON * second);
             parameters.set(&name, parameters.get(&name) - change);
             self.first.set(&name, mean);
             self.second.set(&name, squares);

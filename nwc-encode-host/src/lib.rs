@@ -38,6 +38,8 @@ pub mod error;
 #[cfg(feature = "models")]
 pub mod evaluate;
 #[cfg(feature = "models")]
+pub mod finetune;
+#[cfg(feature = "models")]
 pub mod forward;
 pub mod importance;
 pub mod latents;

@@ -1,0 +1,236 @@
+//! Fine-tuning of one block.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use half::{bf16, f16};
+use nwc_decode_core::DType;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use super::states::{Batch, Sequences};
+use super::{BlockReport, Quantise, Settings, States};
+use crate::adam::Adam;
+use crate::forward::{Block, Linear, NoTaps, Role, Stage, Weights};
+use crate::parameters::{HostTensor, Parameters, values};
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+/// What is coded together, step by step: tensors by name.
+fn steps(block: &Block, quantise: &dyn Quantise) -> Vec<Vec<String>> {
+    let mut steps: Vec<(Option<Role>, Vec<String>)> = Vec::new();
+    let mut seen = HashSet::new();
+    for linear in block.tuning_order() {
+        let name = &linear.tensor;
+        if !quantise.is_coded(name) || !seen.insert(name.clone()) {
+            continue;
+        }
+        let role = linear.expert.map(|_| linear.role);
+        match steps.last_mut() {
+            Some((last, names)) if role.is_some() && *last == role => names.push(name.clone()),
+            _ => steps.push((role, vec![name.clone()])),
+        }
+    }
+    steps.into_iter().map(|(_, names)| names).collect()
+}
+
+/// The block's norms and biases. The bias of a router that is not coded is left alone, as the router is: it decides which experts are run.
+fn norms_and_biases(block: &Block, quantise: &dyn Quantise) -> Vec<String> {
+    let norms = [&block.attention_norm, &block.feed_norm].into_iter();
+    let norms = norms.chain(&block.attention.query_norm).chain(&block.attention.key_norm);
+    let norms = norms.flat_map(|norm| std::iter::once(&norm.weight).chain(&norm.bias));
+    let linears = block.groups().concat();
+    let trained = |linear: &&&Linear| linear.role != Role::Router || quantise.is_coded(&linear.tensor);
+    let biases = linears.iter().filter(trained).filter_map(|linear| linear.bias.as_ref());
+    let mut names: Vec<String> = norms.chain(biases).cloned().collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// The units of progress that fine-tuning of a block makes: passes over its sequences.
+pub fn passes(block: &Block, quantise: &dyn Quantise, settings: &Settings) -> u64 {
+    (steps(block, quantise).len() * settings.epochs) as u64
+}
+
+/// Fine-tunes one block: the tensors that change, by name, and what it was good for. There are none if it was good for nothing. Advances
+/// `progress` by [`passes`].
+///
+/// # Errors
+/// If a tensor cannot be read or coded, there are not two sequences, or `progress` stops it.
+pub fn tune_block<B: AutodiffBackend>(
+    block: &Block,
+    original: &dyn Weights,
+    states: &[States<B::InnerBackend>],
+    quantise: &dyn Quantise,
+    settings: &Settings,
+    progress: &dyn Progress,
+    device: &B::Device,
+) -> Result<(HashMap<String, HostTensor>, BlockReport)> {
+    let started = Instant::now();
+    let first: Parameters<B::InnerBackend> = block.load(original, device)?;
+    let mut types = BTreeMap::new();
+    for name in norms_and_biases(block, quantise) {
+        let dtype = original.stored(&name)?.dtype;
+        types.insert(name, dtype);
+    }
+    let tuning = Tuning {
+        block,
+        sequences: Sequences::new(block, &first, states, settings)?,
+        types,
+        settings,
+        progress,
+        device,
+    };
+    let steps = steps(block, quantise);
+    let mut untuned = first.clone();
+    for step in &steps {
+        progress.check()?;
+        code(&mut untuned, step, quantise, device)?;
+    }
+    let before = tuning.error(&untuned)?;
+    let mut tensors: HashMap<String, HostTensor> = HashMap::new();
+    let mut current = first.clone();
+    let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
+    rng.set_stream(u64::from(crc32fast::hash(block.name.as_bytes())) + 1);
+    for (index, step) in steps.iter().enumerate() {
+        if index == 0 {
+            // Nothing has been trained yet: it is coded already.
+            step.iter().for_each(|name| current.set(name, untuned.get(name)));
+        } else {
+            tensors.extend(step.iter().map(|name| (name.clone(), current.host(name))));
+            code(&mut current, step, quantise, device)?;
+        }
+        let open: HashSet<&str> = steps[index + 1..].iter().flatten().map(String::as_str).collect();
+        let scale = if before > 0.0 { before.recip() } else { 1.0 };
+        current = tuning.train::<B>(current, &open, scale, &mut rng)?;
+    }
+    let current = tuning.rounded(&current);
+    let after = tuning.error(&current)?;
+    // False of what is not a number too.
+    let kept = after < before;
+    if kept {
+        tensors.extend(tuning.types.keys().map(|name| (name.clone(), current.host(name))));
+    } else {
+        tensors.clear();
+    }
+    let signal = tuning.signal();
+    let seconds = started.elapsed().as_secs_f64();
+    Ok((tensors, BlockReport { name: block.name.clone(), before, after, signal, kept, seconds }))
+}
+
+/// Puts what a decoder makes of tensors in their place.
+fn code<B: Backend>(
+    parameters: &mut Parameters<B>,
+    names: &[String],
+    quantise: &dyn Quantise,
+    device: &B::Device,
+) -> Result<()> {
+    let tensors: Vec<(&String, HostTensor)> =
+        names.iter().map(|name| (name, parameters.host(name))).collect();
+    let decoded: Vec<Result<HostTensor>> = tensors
+        .into_par_iter()
+        .map(|(name, HostTensor { shape, values })| {
+            let decoded = quantise.quantise(name, &values).map_err(|error| error.tensor(name))?;
+            if decoded.len() != values.len() {
+                let problem = format!("{} weights were decoded to {}", values.len(), decoded.len());
+                return Err(Error::input(problem).tensor(name));
+            }
+            Ok(HostTensor { shape, values: decoded })
+        })
+        .collect();
+    for (name, decoded) in names.iter().zip(decoded) {
+        parameters.insert(name.clone(), decoded?, device);
+    }
+    Ok(())
+}
+
+struct Tuning<'a, B: Backend> {
+    block: &'a Block,
+    sequences: Sequences<'a, B>,
+    /// The stored types of norms and biases.
+    types: BTreeMap<String, DType>,
+    settings: &'a Settings,
+    progress: &'a dyn Progress,
+    device: &'a B::Device,
+}
+
+impl<I: Backend> Tuning<'_, I> {
+    /// Trains what is open, and norms and biases; gives the best that there was.
+    fn train<B: AutodiffBackend<InnerBackend = I, Device = I::Device>>(
+        &self,
+        mut current: Parameters<I>,
+        open: &HashSet<&str>,
+        scale: f64,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Parameters<I>> {
+        let Settings { epochs, learning_rate, .. } = *self.settings;
+        let trained = |name: &str| open.contains(name) || self.types.contains_key(name);
+        let mut adam = Adam::new(&current, trained);
+        let mut best = (self.error(&self.rounded(&current))?, current.clone());
+        let steps = epochs * self.sequences.updates();
+        let mut step = 0;
+        for _ in 0..epochs {
+            for batch in self.sequences.pass(rng) {
+                self.progress.check()?;
+                let tracked = Parameters::<B>::tracked_where(&current, trained);
+                let input = Tensor::from_inner(batch.input.clone());
+                let padding = batch.padding.clone().map(Tensor::from_inner);
+                let output = self.block.forward(&tracked, input, padding.as_ref(), &mut NoTaps);
+                let (sum, count) = batch.error(output, |tensor| Tensor::from_inner(tensor.clone()));
+                let gradients = (sum * (scale / count.max(1) as f64)).backward();
+                adam.update(&mut current, &tracked, gradients, (step, steps), |_| learning_rate);
+                step += 1;
+            }
+            let error = self.error(&self.rounded(&current))?;
+            if error < best.0 {
+                best = (error, current.clone());
+            }
+            self.progress.advance(1);
+        }
+        Ok(best.1)
+    }
+
+    /// The mean squared error of the block's output over what is held out.
+    fn error(&self, parameters: &Parameters<I>) -> Result<f64> {
+        self.mean(|batch| {
+            self.progress.check()?;
+            let output =
+                self.block.forward(parameters, batch.input.clone(), batch.padding.as_ref(), &mut NoTaps);
+            Ok(output)
+        })
+    }
+
+    /// The mean square of what the block adds.
+    fn signal(&self) -> f64 {
+        self.mean(|batch| Ok(batch.input.clone())).unwrap_or(f64::NAN)
+    }
+
+    fn mean(&self, output: impl Fn(&Batch<I>) -> Result<Tensor<I, 3>>) -> Result<f64> {
+        let (mut sum, mut count) = (0.0, 0);
+        for batch in self.sequences.held_out() {
+            let (squares, numbers) = batch.error(output(&batch)?, Clone::clone);
+            sum += f64::from(values(&squares)[0]);
+            count += numbers;
+        }
+        Ok(sum / count.max(1) as f64)
+    }
+
+    /// Norms and biases as they will be stored.
+    fn rounded(&self, parameters: &Parameters<I>) -> Parameters<I> {
+        let mut rounded = parameters.clone();
+        for (name, dtype) in &self.types {
+            let HostTensor { shape, mut values } = parameters.host(name);
+            match dtype {
+                DType::F16 => values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+                DType::BF16 => values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+                _ => continue,
+            }
+            rounded.insert(name.clone(), HostTensor { shape, values }, self.device);
+        }
+        rounded
+    }
+}

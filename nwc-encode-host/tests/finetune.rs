@@ -1,0 +1,446 @@
+//! Fine-tuning makes good what coding breaks, is kept only where it does, and gives the same however the work is cut up.
+//!
+//! With `NWC_ASSETS`, a folder with `models` and `data` in it, the ignored test measures learning rates on trained models.
+#![cfg(feature = "models")]
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::Device;
+use nwc_encode_host::finetune::{Job, Origin, Quantise, Settings, Tuned, Work, passes};
+use nwc_encode_host::forward::{Batches, Forward, Overlay, Role, Stage, Tokens, Tower, Weights};
+use nwc_encode_host::parameters::HostTensor;
+use nwc_encode_host::progress::{Progress, Silent};
+use nwc_encode_host::samples::{Data, Limits, Samples};
+use nwc_encode_host::subject::{Subject, with_subject};
+use nwc_encode_host::{Error, ErrorKind, Result};
+
+type A = Autodiff<Flex>;
+type TestResult = Result<(), Box<dyn std::error::Error>>;
+
+/// Rounds the weights of a row to multiples of a part of their standard deviation.
+struct Uniform {
+    part: f64,
+    /// The coded tensors, with the length of their rows.
+    rows: HashMap<String, usize>,
+    calls: AtomicUsize,
+}
+
+impl Uniform {
+    /// Codes all linear maps of blocks but routers.
+    fn new(model: &Forward, part: f64) -> Self {
+        let linears = model.towers.iter().flat_map(|tower| &tower.blocks).flat_map(Stage::groups).flatten();
+        let coded = linears.filter(|linear| linear.role != Role::Router);
+        let rows = coded.map(|linear| (linear.tensor.clone(), *linear.shape.last().unwrap())).collect();
+        Self { part, rows, calls: AtomicUsize::new(0) }
+    }
+}
+
+impl Quantise for Uniform {
+    fn quantise(&self, name: &str, weights: &[f32]) -> Result<Vec<f32>> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let row = |row: &[f32]| {
+            let square: f64 = row.iter().map(|&weight| f64::from(weight).powi(2)).sum();
+            let step = (self.part * (square / row.len() as f64).sqrt()).max(1e-12);
+            row.iter().map(move |&w| ((f64::from(w) / step).round() * step) as f32).collect::<Vec<f32>>()
+        };
+        Ok(weights.chunks(self.rows[name]).flat_map(row).collect())
+    }
+
+    fn is_coded(&self, name: &str) -> bool {
+        self.rows.contains_key(name)
+    }
+}
+
+/// The parts that make about so many bits a weight, ideally coded.
+const THREE_BITS: f64 = 0.52;
+const TWO_BITS: f64 = 1.07;
+
+fn tiny(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models").join(name)
+}
+
+fn clip_mini() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/clip-mini")
+}
+
+fn settings() -> Settings {
+    Settings { epochs: 3, learning_rate: 1e-3, ..Settings::default() }
+}
+
+/// Inputs of all towers: random ones.
+fn inputs(subject: &Subject<'_>, count: usize) -> Result<Vec<(&'static str, Samples<'static>)>> {
+    let towers = subject.forward.towers.iter();
+    towers
+        .map(|tower| {
+            Ok((
+                tower.name,
+                Samples::random(subject, tower, count, subject.context(tower).unwrap_or(16).min(16))?,
+            ))
+        })
+        .collect()
+}
+
+fn tune(
+    subject: &Subject<'_>,
+    inputs: &[(&str, Samples<'_>)],
+    quantise: &dyn Quantise,
+    settings: &Settings,
+    work: Option<&Work>,
+    progress: &dyn Progress,
+) -> Result<Tuned> {
+    let job = Job::<A> {
+        forward: &subject.forward,
+        original: subject.weights,
+        inputs: inputs.iter().map(|(name, samples)| (*name, samples as &dyn Batches<Flex>)).collect(),
+        quantise,
+        settings: settings.clone(),
+        device: Device::<A>::default(),
+    };
+    job.run(work, progress)
+}
+
+/// Fine-tunes a model on random inputs.
+fn tuned(folder: &Path, part: f64, settings: &Settings) -> Result<Tuned> {
+    with_subject(folder, |subject| {
+        let quantise = Uniform::new(&subject.forward, part);
+        tune(subject, &inputs(subject, 32)?, &quantise, settings, None, &Silent)
+    })
+}
+
+#[test]
+fn errors_become_less() -> TestResult {
+    for folder in
+        [tiny("llama-scaled"), tiny("mixtral"), tiny("gpt-oss"), tiny("siglip"), tiny("bert"), clip_mini()]
+    {
+        let tuned = tuned(&folder, TWO_BITS, &settings())?;
+        with_subject(&folder, |subject| {
+            let coded = Uniform::new(&subject.forward, 1.0).rows;
+            for (tower, report) in subject
+                .forward
+                .towers
+                .iter()
+                .flat_map(|tower| tower.blocks.iter().map(move |block| (tower, block)))
+                .zip(&tuned.report)
+                .map(|((_, block), report)| (block, report))
+            {
+                assert_eq!(tower.name, report.name);
+                println!(
+                    "{} {:.4} -> {:.4} of {:.4}",
+                    report.name, report.before, report.after, report.signal
+                );
+                assert!(report.kept && report.after < 0.97 * report.before, "{report:?}");
+            }
+            // Tensors that change: those that are coded but for the first of each block, and norms and biases as they are stored.
+            for (name, tensor) in &tuned.tensors {
+                let original = subject.weights.tensor(name)?;
+                assert_eq!(tensor.shape, original.shape);
+                assert!(!name.contains("router") && !name.contains("block_sparse_moe.gate"));
+                if coded.contains_key(name) {
+                    assert!(*tensor != original, "{name}");
+                    continue;
+                }
+                let dtype = subject.weights.stored(name)?.dtype;
+                let as_stored = |x: f32| match dtype {
+                    nwc_decode_core::DType::BF16 => half::bf16::from_f32(x).to_f32(),
+                    nwc_decode_core::DType::F16 => half::f16::from_f32(x).to_f32(),
+                    _ => x,
+                };
+                assert!(tensor.values.iter().all(|&x| as_stored(x) == x), "{name} {dtype}");
+            }
+            let blocks = subject.forward.towers.iter().flat_map(|tower| &tower.blocks);
+            let firsts = blocks.map(|block| &block.attention.value.tensor).collect::<HashSet<_>>();
+            assert!(coded.keys().all(|name| tuned.tensors.contains_key(name) != firsts.contains(name)));
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// What the report says is what the weights give.
+#[test]
+fn tuned_weights_are_better_for_the_model_that_is_run() -> TestResult {
+    let folder = clip_mini();
+    let tuned = tuned(&folder, TWO_BITS, &settings())?;
+    with_subject(&folder, |subject| {
+        let quantise = Uniform::new(&subject.forward, TWO_BITS);
+        let inputs = inputs(subject, 32)?;
+        let original = last_states(subject, subject.weights, &inputs)?;
+        let error = |tensors: &HashMap<String, HostTensor>| -> Result<f64> {
+            let states = last_states(subject, &coded(subject, &quantise, tensors)?, &inputs)?;
+            Ok(states.iter().zip(&original).map(|(a, b)| f64::from(a - b).powi(2)).sum())
+        };
+        let (untuned, tuned) = (error(&HashMap::new())?, error(&tuned.tensors)?);
+        assert!(tuned < 0.95 * untuned, "{tuned} {untuned}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Weights as a decoder gives them.
+fn coded<'a>(
+    subject: &Subject<'a>,
+    quantise: &Uniform,
+    tensors: &HashMap<String, HostTensor>,
+) -> Result<Overlay<'a>> {
+    let mut weights = Overlay::new(subject.weights, tensors.clone());
+    for name in quantise.rows.keys() {
+        let HostTensor { shape, values } = weights.tensor(name)?;
+        weights.replace(name, HostTensor { shape, values: quantise.quantise(name, &values)? });
+    }
+    Ok(weights)
+}
+
+/// What the last blocks put out.
+fn last_states(
+    subject: &Subject<'_>,
+    weights: &dyn Weights,
+    inputs: &[(&str, Samples<'_>)],
+) -> Result<Vec<f32>> {
+    let mut states = Vec::new();
+    for (name, samples) in inputs {
+        let tower = subject.forward.tower(name)?;
+        let device = Device::<Flex>::default();
+        let mut stream = nwc_encode_host::forward::Stream::<Flex>::new(tower, weights, samples, &device);
+        stream.run_all(&mut nwc_encode_host::forward::Quiet(&Silent))?;
+        stream.hidden().iter().for_each(|hidden| {
+            states.extend(nwc_encode_host::parameters::values(hidden));
+        });
+    }
+    Ok(states)
+}
+
+#[test]
+fn harmful_training_changes_nothing() -> TestResult {
+    for learning_rate in [10.0, 1e30] {
+        let settings = Settings { learning_rate, epochs: 1, ..settings() };
+        let tuned = tuned(&tiny("llama-scaled"), THREE_BITS, &settings)?;
+        assert_eq!(tuned.report.len(), 2);
+        for report in &tuned.report {
+            // What was best before training is what is left: the same as untuned.
+            assert!(!report.kept && report.after >= report.before, "{report:?}");
+        }
+        assert!(tuned.tensors.is_empty());
+    }
+    Ok(())
+}
+
+#[test]
+fn experts_of_a_role_are_coded_together() -> TestResult {
+    let (model, _) = Forward::open(&tiny("mixtral"))?;
+    let quantise = Uniform::new(&model, 1.0);
+    let block = &model.tower("decoder")?.blocks[0];
+    let settings = Settings { epochs: 3, ..Settings::default() };
+    // Of value, query, key, output, and of all experts up, gate and down.
+    assert_eq!(passes(block, &quantise, &settings), 7 * 3);
+    let (model, _) = Forward::open(&tiny("gpt-oss"))?;
+    let quantise = Uniform::new(&model, 1.0);
+    assert_eq!(passes(&model.tower("decoder")?.blocks[0], &quantise, &settings), 6 * 3);
+    Ok(())
+}
+
+/// Counts what is done, and wants to stop after so much.
+#[derive(Default)]
+struct Counter {
+    most: Option<u64>,
+    total: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Progress for Counter {
+    fn begin(&self, _: &'static str, total: u64) {
+        self.total.store(total, Ordering::SeqCst);
+    }
+
+    fn advance(&self, units: u64) {
+        self.done.fetch_add(units, Ordering::SeqCst);
+    }
+
+    fn warn(&self, _: &str) {}
+
+    fn check(&self) -> Result<()> {
+        match self.most {
+            Some(most) if self.done.load(Ordering::SeqCst) >= most => Err(Error::interrupted()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn work(folder: &Path, resume: bool) -> Work {
+    let [model, data, quantiser] = ["a", "b", "c"].map(str::to_owned);
+    Work { folder: folder.to_owned(), resume, origin: Origin { model, data, quantiser } }
+}
+
+fn same(a: &Tuned, b: &Tuned) {
+    assert!(a.tensors == b.tensors);
+    let errors = |tuned: &Tuned| -> Vec<(String, f64, f64, bool)> {
+        tuned.report.iter().map(|r| (r.name.clone(), r.before, r.after, r.kept)).collect()
+    };
+    assert_eq!(errors(a), errors(b));
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_end() -> TestResult {
+    let dir = tempfile::tempdir()?;
+    let folder = dir.path().join("work");
+    let settings = Settings { epochs: 1, ..settings() };
+    let names = |folder: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    with_subject(&clip_mini(), |subject| {
+        let quantise = Uniform::new(&subject.forward, TWO_BITS);
+        let inputs = inputs(subject, 12)?;
+        let run = |settings: &Settings, work: &Work, progress: &dyn Progress| {
+            tune(subject, &inputs, &quantise, settings, Some(work), progress)
+        };
+        let whole = tune(subject, &inputs, &quantise, &settings, None, &Silent)?;
+        same(&whole, &tune(subject, &inputs, &quantise, &settings, None, &Silent)?);
+
+        // In the third block.
+        let stops = Counter { most: Some(14), ..Counter::default() };
+        let error = run(&settings, &work(&folder, false), &stops).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Interrupted);
+        assert_eq!(names(&folder).len(), 2, "no claim is left: {:?}", names(&folder));
+
+        let error = run(&settings, &work(&folder, false), &Silent).unwrap_err().to_string();
+        assert!(error.contains("is not empty; add --resume"), "{error}");
+        let other = Settings { seed: 1, ..settings.clone() };
+        let error = run(&other, &work(&folder, true), &Silent).unwrap_err().to_string();
+        assert!(error.contains("was made with another settings"), "{error}");
+        let mut foreign = work(&folder, true);
+        foreign.origin.quantiser = "d".to_owned();
+        let error = run(&settings, &foreign, &Silent).unwrap_err().to_string();
+        assert!(error.contains("was made with another codec"), "{error}");
+
+        let calls = quantise.calls.swap(0, Ordering::Relaxed);
+        assert!(calls > 0);
+        let counter = Counter::default();
+        same(&whole, &run(&settings, &work(&folder, true), &counter)?);
+        assert_eq!(counter.done.load(Ordering::SeqCst), counter.total.load(Ordering::SeqCst));
+        assert_eq!(names(&folder).len(), 6);
+        let first = quantise.calls.swap(0, Ordering::Relaxed);
+        // All is done: nothing is coded.
+        same(&whole, &run(&settings, &work(&folder, true), &Silent)?);
+        assert!(first > 0 && quantise.calls.load(Ordering::Relaxed) == 0);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+#[test]
+fn workers_share_blocks() -> TestResult {
+    let dir = tempfile::tempdir()?;
+    let calls = AtomicUsize::new(0);
+    let settings = Settings { epochs: 1, ..settings() };
+    let worker = |work: Option<Work>| {
+        let tuned = with_subject(&clip_mini(), |subject| {
+            let quantise = Uniform::new(&subject.forward, TWO_BITS);
+            let tuned = tune(subject, &inputs(subject, 12)?, &quantise, &settings, work.as_ref(), &Silent);
+            calls.fetch_add(quantise.calls.load(Ordering::Relaxed), Ordering::SeqCst);
+            tuned
+        });
+        tuned.unwrap()
+    };
+    let alone = worker(None);
+    let needed = calls.swap(0, Ordering::SeqCst);
+    let shared = || worker(Some(work(dir.path(), true)));
+    let (one, other) = std::thread::scope(|scope| {
+        let one = scope.spawn(shared);
+        let other = scope.spawn(shared);
+        (one.join().unwrap(), other.join().unwrap())
+    });
+    same(&alone, &one);
+    same(&alone, &other);
+    assert_eq!(calls.load(Ordering::SeqCst), needed, "each block is done once");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_tuned_is_said() -> TestResult {
+    with_subject(&tiny("llama-scaled"), |subject| {
+        let quantise = Uniform::new(&subject.forward, THREE_BITS);
+        let error = |settings: &Settings, count| {
+            let inputs = inputs(subject, count).unwrap();
+            tune(subject, &inputs, &quantise, settings, None, &Silent).unwrap_err().to_string()
+        };
+        assert!(error(&settings(), 1).contains("1 sequences are too few"));
+        let none = Settings { held_out: 0.0, ..settings() };
+        assert!(error(&none, 4).contains("0 is no part to hold out"));
+        assert!(error(&Settings { epochs: 0, ..settings() }, 4).contains("0 epochs of 4 sequences"));
+        let inputs = [("vision", Samples::of_batches(vec![Tokens::new(vec![1, 2], 1)?]))];
+        let error = tune(subject, &inputs, &quantise, &settings(), None, &Silent).unwrap_err().to_string();
+        assert!(error.contains("have no vision part"), "{error}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Prints errors of blocks before and after, for some settings: what the defaults rest on.
+#[test]
+#[ignore = "takes minutes; run it with --release -- --ignored --nocapture"]
+fn learning_rates() -> TestResult {
+    let Some(assets) = std::env::var_os("NWC_ASSETS").map(PathBuf::from) else { return Ok(()) };
+    let number = |name: &str, otherwise: &str| -> Vec<f64> {
+        let text = std::env::var(name).unwrap_or_else(|_| otherwise.to_owned());
+        text.split(',').map(|number| number.parse().unwrap()).collect()
+    };
+    let models = std::env::var("NWC_MODELS").unwrap_or_else(|_| "llama-tiny,clip-mini".to_owned());
+    for model in models.split(',') {
+        let data = if model.contains("clip") || model.contains("siglip") {
+            "cifar10-calib.safetensors"
+        } else {
+            "lm-calib.txt"
+        };
+        let data = Data::open(&assets.join("data").join(data))?;
+        with_subject(&assets.join("models").join(model), |subject| {
+            for samples in number("NWC_SAMPLES", "64") {
+                let limits = Limits { samples: Some(samples as usize), length: Some(256) };
+                for part in number("NWC_PARTS", "0.52,1.07") {
+                    for epochs in number("NWC_EPOCHS", "5") {
+                        for learning_rate in number("NWC_RATES", "1e-5,1e-4,1e-3") {
+                            let settings =
+                                Settings { epochs: epochs as usize, learning_rate, ..Settings::default() };
+                            measure(subject, &data, limits, part, &settings)?;
+                        }
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn measure(subject: &Subject<'_>, data: &Data, limits: Limits, part: f64, settings: &Settings) -> Result<()> {
+    let quantise = Uniform::new(&subject.forward, part);
+    let towers: Vec<&Tower> = subject.forward.towers.iter().collect();
+    let mut inputs = Vec::new();
+    for tower in towers {
+        let limits = if tower.name == "decoder" { limits } else { Limits { length: None, ..limits } };
+        inputs.extend(Samples::new(subject, tower, data, limits)?.map(|samples| (tower.name, samples)));
+    }
+    let tuned = tune(subject, &inputs, &quantise, settings, None, &Silent)?;
+    let part_of = |of: &dyn Fn(&nwc_encode_host::finetune::BlockReport) -> f64| -> Vec<String> {
+        tuned.report.iter().map(|report| format!("{:.4}", of(report))).collect()
+    };
+    let ratios: Vec<f64> = tuned.report.iter().map(|report| report.after / report.before).collect();
+    let mean = (ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64).exp();
+    println!(
+        "{} samples {:?} part {part} epochs {} batch {} rate {:.0e}: mean ratio {mean:.4}, ratios {:?}, before/signal {:?}, {:.1} s a block",
+        subject.path.file_name().unwrap_or_default().display(),
+        limits.samples,
+        settings.epochs,
+        settings.batch,
+        settings.learning_rate,
+        part_of(&|report| report.after / report.before),
+        part_of(&|report| report.before / report.signal),
+        tuned.report.iter().map(|report| report.seconds).sum::<f64>() / ratios.len() as f64
+    );
+    Ok(())
+}
