@@ -19,6 +19,9 @@ use crate::parameters::{HostTensor, Parameters, values};
 use crate::progress::Progress;
 use crate::{Error, Result};
 
+/// The learning rate falls by this factor after training that did no good.
+const SLOWER: f64 = 0.3;
+
 /// What is coded together, step by step: tensors by name.
 fn steps(block: &Block, quantise: &dyn Quantise) -> Vec<Vec<String>> {
     let mut steps: Vec<(Option<Role>, Vec<String>)> = Vec::new();
@@ -94,6 +97,7 @@ pub fn tune_block<B: AutodiffBackend>(
     let before = tuning.error(&untuned)?;
     let mut tensors: HashMap<String, HostTensor> = HashMap::new();
     let mut current = first.clone();
+    let mut rate = settings.learning_rate;
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
     rng.set_stream(u64::from(crc32fast::hash(block.name.as_bytes())) + 1);
     for (index, step) in steps.iter().enumerate() {
@@ -106,7 +110,11 @@ pub fn tune_block<B: AutodiffBackend>(
         }
         let open: HashSet<&str> = steps[index + 1..].iter().flatten().map(String::as_str).collect();
         let scale = if before > 0.0 { before.recip() } else { 1.0 };
-        current = tuning.train::<B>(current, &open, scale, &mut rng)?;
+        let (best, better) = tuning.train::<B>(current, &open, scale, rate, &mut rng)?;
+        current = best;
+        if !better {
+            rate *= SLOWER;
+        }
     }
     let current = tuning.rounded(&current);
     let after = tuning.error(&current)?;
@@ -159,18 +167,20 @@ struct Tuning<'a, B: Backend> {
 }
 
 impl<I: Backend> Tuning<'_, I> {
-    /// Trains what is open, and norms and biases; gives the best that there was.
+    /// Trains what is open, and norms and biases; gives the best that there was, and whether it is better than at first.
     fn train<B: AutodiffBackend<InnerBackend = I, Device = I::Device>>(
         &self,
         mut current: Parameters<I>,
         open: &HashSet<&str>,
         scale: f64,
+        rate: f64,
         rng: &mut ChaCha8Rng,
-    ) -> Result<Parameters<I>> {
-        let Settings { epochs, learning_rate, .. } = *self.settings;
+    ) -> Result<(Parameters<I>, bool)> {
+        let epochs = self.settings.epochs;
         let trained = |name: &str| open.contains(name) || self.types.contains_key(name);
         let mut adam = Adam::new(&current, trained);
         let mut best = (self.error(&self.rounded(&current))?, current.clone());
+        let first = best.0;
         let steps = epochs * self.sequences.updates();
         let mut step = 0;
         for _ in 0..epochs {
@@ -182,7 +192,7 @@ impl<I: Backend> Tuning<'_, I> {
                 let output = self.block.forward(&tracked, input, padding.as_ref(), &mut NoTaps);
                 let (sum, count) = batch.error(output, |tensor| Tensor::from_inner(tensor.clone()));
                 let gradients = (sum * (scale / count.max(1) as f64)).backward();
-                adam.update(&mut current, &tracked, gradients, (step, steps), |_| learning_rate);
+                adam.update(&mut current, &tracked, gradients, (step, steps), |_| rate);
                 step += 1;
             }
             let error = self.error(&self.rounded(&current))?;
@@ -191,7 +201,7 @@ impl<I: Backend> Tuning<'_, I> {
             }
             self.progress.advance(1);
         }
-        Ok(best.1)
+        Ok((best.1, best.0 < first))
     }
 
     /// The mean squared error of the block's output over what is held out.
