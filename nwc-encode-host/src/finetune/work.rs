@@ -21,7 +21,7 @@ use crate::tensors::to_f32;
 use crate::{Error, Result};
 
 /// Time after which a claim that nobody renewed is taken for that of a process that died.
-pub const STALE_AFTER: Duration = Duration::from_secs(300);
+pub const STALE_AFTER: Duration = Duration::from_mins(5);
 /// Time between renewals of a claim.
 const HEARTBEAT: Duration = Duration::from_secs(20);
 /// Time between looks at what others have done.
@@ -46,7 +46,7 @@ pub struct Origin {
 /// Processes that share the folder, on one machine or several, take different blocks: who is at a block has made `BLOCK.claim`, and
 /// renews its time of change every 20 seconds. A claim that is older than [`STALE_AFTER`], or whose process on this machine is
 /// gone, is removed by whoever comes next. Claims only save work: results do not depend on who makes them, and two who are at
-/// one block by mischance write the same bytes.
+/// one block by mischance write the same bytes, if their processors compute alike.
 #[derive(Debug, Clone)]
 pub struct Work {
     /// The folder; it is made if it does not exist.
