@@ -334,6 +334,17 @@ fn an_interrupted_run_goes_on_to_the_same_end() -> TestResult {
 }
 
 #[test]
+fn the_number_of_threads_changes_nothing() -> TestResult {
+    let settings = Settings { epochs: 1, ..settings() };
+    let with_threads = |threads| -> Result<Tuned, Box<dyn std::error::Error>> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+        Ok(pool.install(|| tuned(&clip_mini(), TWO_BITS, &settings))?)
+    };
+    same(&with_threads(1)?, &with_threads(3)?);
+    Ok(())
+}
+
+#[test]
 fn workers_share_blocks() -> TestResult {
     let dir = tempfile::tempdir()?;
     let calls = AtomicUsize::new(0);

@@ -60,7 +60,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { epochs: 5, batch: 4, learning_rate: 1e-4, held_out: 0.125, seed: 0 }
+        Self { epochs: 5, batch: 4, learning_rate: 5e-4, held_out: 0.125, seed: 0 }
     }
 }
 
