@@ -205,7 +205,8 @@ impl Importance {
         strangers.sort_unstable();
         if let Some(first) = strangers.first() {
             let count = strangers.len();
-            progress.warn(&format!("{count} tensors of the importance are not of this model, {first:?} first"));
+            progress
+                .warn(&format!("{count} tensors of the importance are not of this model, {first:?} first"));
         }
     }
 

@@ -21,7 +21,9 @@ fn refusal(folder: &Path, line: &str) -> String {
 #[test]
 fn a_program_without_models_says_which_has_them() {
     let folder = tempfile::tempdir().unwrap();
-    for line in ["calibrate model --data text -o h", "eval model --task perplexity"] {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/clip-mini");
+    let compress = format!("compress {} --bits 3 -o a.nwc --calib text", model.display());
+    for line in ["calibrate model --data text -o h", "eval model --task perplexity", &compress] {
         let text = refusal(folder.path(), line);
         assert!(text.contains("--features models"), "{text}");
     }
@@ -698,6 +700,63 @@ mod with_models {
         let found: Vec<Vec<f32>> = of_container.names().iter().map(|name| of_container.of(name)).collect();
         let (_, of_folder) = calibrated(&dir, &dir.path().join("restored"), &images(), "--samples 8");
         assert_eq!(found, of_folder.names().iter().map(|name| of_folder.of(name)).collect::<Vec<_>>());
+    }
+
+    /// `--calib` is `calibrate` and `--hessians` in one; `--finetune` changes blocks, and what it makes up for is what the container loses.
+    #[test]
+    fn compression_calibrates_and_fine_tunes() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = clip_mini().display().to_string();
+        let compress = |options: &str| -> Value {
+            let line = format!("compress {model} --bits 3 -o a.nwc --force --json {options}");
+            let output = run(dir.path(), line.trim_end());
+            assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+            serde_json::from_slice(&output.stdout).unwrap()
+        };
+        let fidelity = || -> f64 {
+            let line = format!(
+                "eval a.nwc --task fidelity --reference {model} --data {} --json",
+                images().display()
+            );
+            let output = run(dir.path(), &line);
+            assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            report["relative_error"].as_f64().unwrap()
+        };
+        let data = images().display().to_string();
+        calibrated(&dir, &clip_mini(), &images(), "--samples 64");
+        compress("--hessians h");
+        let by_file = fs::read(dir.path().join("a.nwc")).unwrap();
+        let report = compress(&format!("--calib {data} --samples 64"));
+        assert!(fs::read(dir.path().join("a.nwc")).unwrap() == by_file);
+        assert_eq!(report["finetune"], Value::Null);
+        let coded = fidelity();
+
+        let options = format!("--calib {data} --samples 64 --finetune --work-dir work");
+        let report = compress(&options);
+        assert!((2.99..=3.0).contains(&report["bits_per_weight"].as_f64().unwrap()));
+        let blocks = report["finetune"].as_array().unwrap();
+        // There are no captions: texts are left alone.
+        assert_eq!(blocks.len(), 4);
+        for block in blocks {
+            assert!(block["kept"] == false || block["after"].as_f64() < block["before"].as_f64(), "{block}");
+        }
+        let tuned = fidelity();
+        assert!(tuned < 0.95 * coded, "{tuned} fine-tuned, {coded} without");
+        let once = fs::read(dir.path().join("a.nwc")).unwrap();
+
+        // Finished blocks are taken as they are, unless they are of something else.
+        let refused = |line: &str| {
+            let output = run(dir.path(), line);
+            assert_eq!(output.status.code(), Some(2), "{line}");
+            String::from_utf8(output.stderr).unwrap()
+        };
+        let line = format!("compress {model} --bits 3 -o b.nwc --force {options}");
+        assert!(refused(&line).contains("--resume"));
+        compress(&format!("{options} --resume"));
+        assert!(fs::read(dir.path().join("a.nwc")).unwrap() == once);
+        let line = line.replace("--bits 3", "--bits 4") + " --resume";
+        assert!(refused(&line).contains("codec"));
     }
 
     /// What calibration writes is what compression reads: shared matrices, experts, stacks of them either way, and those of an expert that had too few tokens.

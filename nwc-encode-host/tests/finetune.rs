@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::Device;
 use nwc_decode_core::DType;
+use nwc_encode_host::compress::Quantise;
 use nwc_encode_host::evaluate::{fidelity, perplexity};
-use nwc_encode_host::finetune::{Job, Origin, Quantise, Settings, Tuned, Work, passes};
+use nwc_encode_host::finetune::{Job, Origin, Settings, Tuned, Work, passes};
 use nwc_encode_host::forward::{Batches, Forward, Overlay, Role, Stage, Tokens, Weights};
 use nwc_encode_host::model::Model;
 use nwc_encode_host::model::write::FolderWriter;
@@ -43,6 +44,10 @@ impl Uniform {
 }
 
 impl Quantise for Uniform {
+    fn fingerprint(&self) -> u32 {
+        0
+    }
+
     fn quantise(&self, name: &str, weights: &[f32]) -> Result<Vec<f32>> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let row = |row: &[f32]| {

@@ -113,7 +113,7 @@ fn warn_of_fallbacks(fallbacks: &[Fallback], progress: &dyn Progress) {
 }
 
 /// A CRC-32 of a file, or of the files of a folder and their names.
-fn checksum(path: &Path) -> Result<u32> {
+pub(crate) fn checksum(path: &Path) -> Result<u32> {
     fn add(path: &Path, crc: &mut crc32fast::Hasher) -> Result<()> {
         let cannot = |error| Error::io("cannot read", path, error);
         if path.is_dir() {

@@ -109,7 +109,7 @@ pub fn run(command: &BenchCommand, progress: &dyn Progress) -> Result<Outcome> {
 }
 
 fn rate_distortion(args: &RdArgs, progress: &dyn Progress) -> Result<Outcome> {
-    let coder = args.coding.coder(args.bits.map(Target::Bits), 0)?;
+    let coder = args.coding.coder(args.bits.map(Target::Bits), 0, args.coding.hessians.as_deref())?;
     let mut weights = Vec::new();
     let source: Box<dyn TensorSource> = match (&args.model, args.source) {
         (Some(path), _) => Box::new(open(path)?),
@@ -129,11 +129,11 @@ fn rate_distortion(args: &RdArgs, progress: &dyn Progress) -> Result<Outcome> {
         }
     };
     let report =
-        coder.compress(&*source, Vec::new(), progress, &mut scratch_file()?).map_err(|error| match &args
-            .model
-        {
-            Some(path) => error.file(path),
-            None => error,
+        coder.compress(&*source, Vec::new(), None, progress, &mut scratch_file()?).map_err(|error| {
+            match &args.model {
+                Some(path) => error.file(path),
+                None => error,
+            }
         })?;
     if let Some(path) = &args.model {
         // The scalar quantiser is given the coded weights of all tensors at once, each row divided by its deviation as ours are.

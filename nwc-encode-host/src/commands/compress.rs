@@ -14,7 +14,9 @@ use super::{Outcome, human_bytes, split_lines};
 use crate::atomic::AtomicFile;
 use crate::codec_file::{self, Codec, FloatCodec};
 use crate::coding::transform::Transform;
-use crate::compress::{DEFAULT_QUANTISER, Report, Selection, Settings, Target, Tuning, compress, quantiser};
+use crate::compress::{
+    DEFAULT_QUANTISER, Report, Selection, Settings, Target, Tuner, Tuning, compress_tuned, quantiser,
+};
 use crate::container::attachments_section;
 use crate::importance::{Importance, Steps};
 use crate::latents;
@@ -50,6 +52,24 @@ pub struct CompressArgs {
     /// Store places from which tiles can be decoded on, at least one every so many rows of up to 32 columns; 0 for none
     #[arg(long, default_value_t = 0, value_name = "ROWS")]
     pub seek_points: usize,
+    /// Calibrate with these data first, and let steps and feedback follow that: a text, token ids or images with captions, as for `calibrate`; needs the feature `models`
+    #[arg(long, value_name = "DATA", conflicts_with = "hessians")]
+    pub calib: Option<PathBuf>,
+    /// Fine-tune each block while it is coded, with the data of --calib
+    #[arg(long, requires = "calib")]
+    pub finetune: bool,
+    /// Sequences or images of --calib; all by default
+    #[arg(long, value_name = "N", requires = "calib")]
+    pub samples: Option<usize>,
+    /// Tokens of a sequence of --calib, if it is a text
+    #[arg(long, value_name = "N", requires = "calib")]
+    pub length: Option<usize>,
+    /// Where the calibration and finished blocks are kept; several processes may share the work
+    #[arg(long, value_name = "DIR", requires = "calib")]
+    pub work_dir: Option<PathBuf>,
+    /// Go on from what is in the work directory
+    #[arg(long, requires = "work_dir")]
+    pub resume: bool,
     /// Do everything but leave no file
     #[arg(long)]
     pub dry_run: bool,
@@ -118,14 +138,14 @@ pub enum ImportanceChoice {
 
 impl CodingArgs {
     /// What the inputs of tensors matter, if steps are to follow that; `unless_told` says how.
-    fn importance(&self, unless_told: Steps) -> Result<Option<Importance>> {
+    fn importance(&self, hessians: Option<&Path>, unless_told: Steps) -> Result<Option<Importance>> {
         let steps = match self.importance {
             Some(ImportanceChoice::None) => Steps::None,
             Some(ImportanceChoice::Levels) => Steps::Levels,
             Some(ImportanceChoice::Continuous) => Steps::Continuous,
             None => unless_told,
         };
-        match &self.hessians {
+        match hessians {
             Some(path) => Importance::open(path, steps).map(Some),
             None if matches!(self.importance, None | Some(ImportanceChoice::None)) => Ok(None),
             None => Err(Error::input("--importance needs to know what inputs matter")
@@ -146,14 +166,20 @@ impl CodingArgs {
     ///
     /// # Errors
     /// A quantiser, a codec or a power that there is not, a rate or an option that the codec does not have, no rate where one is needed, or what is wrong with the Hessians.
-    pub(crate) fn coder(&self, target: Option<Target>, seek_rows: usize) -> Result<Coder> {
+    pub(crate) fn coder(
+        &self,
+        target: Option<Target>,
+        seek_rows: usize,
+        hessians: Option<&Path>,
+    ) -> Result<Coder> {
         let transform = match self.codec.as_str() {
             "identity" => Transform::Identity,
             "default" | "hadamard" => Transform::Hadamard,
             file => match codec_file::open(Path::new(file))? {
                 Codec::Integer(transform) => transform,
                 Codec::Float(codec) => {
-                    let settings = self.latent_settings(target).map_err(|error| error.file(file))?;
+                    let settings =
+                        self.latent_settings(target, hessians).map_err(|error| error.file(file))?;
                     return Ok(Coder { settings: Settings { seek_rows, ..settings }, codec: Some(codec) });
                 }
             },
@@ -167,7 +193,7 @@ impl CodingArgs {
             return Err(Error::input(format!("--row-alpha {} is out of range", self.row_alpha))
                 .remedy("give a power from 0 (all rows one step) to 1 (rows normalised)"));
         }
-        let importance = self.importance(Steps::Continuous)?;
+        let importance = self.importance(hessians, Steps::Continuous)?;
         let row_alpha = self.row_alpha;
         let target = target.ok_or_else(no_rate)?;
         let settings = Settings {
@@ -186,7 +212,7 @@ impl CodingArgs {
     }
 
     /// The settings for a codec of the paper's, which decides alone what becomes of weights.
-    fn latent_settings(&self, target: Option<Target>) -> Result<Settings> {
+    fn latent_settings(&self, target: Option<Target>, hessians: Option<&Path>) -> Result<Settings> {
         let option = match target {
             Some(Target::Bits(_)) => Some("--bits"),
             Some(Target::Size(_)) => Some("--size"),
@@ -208,7 +234,7 @@ impl CodingArgs {
             return Err(Error::input(format!("is a codec of the profile `paper`, which has no {option}"))
                 .remedy(format!("leave {option} out, or use another codec")));
         }
-        let (importance, selection) = (self.importance(Steps::Levels)?, self.selection());
+        let (importance, selection) = (self.importance(hessians, Steps::Levels)?, self.selection());
         Ok(Settings { importance, selection, ..Settings::new(Target::Step(1.0)) })
     }
 }
@@ -234,16 +260,21 @@ impl Coder {
         &self,
         source: &dyn TensorSource,
         files: Vec<(String, Vec<u8>)>,
+        tuner: Option<&dyn Tuner>,
         progress: &dyn Progress,
         out: &mut fs::File,
     ) -> Result<Report> {
         if let Some(codec) = &self.codec {
+            if tuner.is_some() {
+                return Err(Error::input("blocks cannot be fine-tuned with a codec of the profile `paper`")
+                    .remedy("leave --finetune out, or use another codec"));
+            }
             return latents::compress(source, files, codec, &self.settings, progress, out);
         }
         let attachments = attachments_section(&files).map_err(|error| {
             Error::input(format!("cannot compress the attachments: {error}")).source(error)
         })?;
-        compress(source, attachments, &self.settings, progress, out)
+        compress_tuned(source, attachments, &self.settings, tuner, progress, out)
     }
 }
 
@@ -259,7 +290,10 @@ pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
         return Err(Error::input(format!("--seek-points {} is too close", args.seek_points))
             .remedy(format!("give 0 for none, or at least {CHUNK_ROWS}")));
     }
-    let coder = args.coding.coder(target, args.seek_points)?;
+    // What is wrong with the options is said before anything is calibrated.
+    if args.calib.is_none() || args.coding.importance.is_none() {
+        args.coding.coder(target, args.seek_points, args.coding.hessians.as_deref())?;
+    }
     // The output first: to find out after an hour of work that it cannot be written helps nobody.
     let mut output = match &args.output {
         Some(path) if !args.dry_run => Some(AtomicFile::create(path, args.force)?),
@@ -268,9 +302,13 @@ pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
     let model = open(&args.model)?;
     let files = attached_files(&model, progress)?;
     let name_file = |error: Error| error.file(&args.model);
+    let calibration = args.calib.as_deref().map(|data| Calibration::new(args, data, progress)).transpose()?;
+    let hessians = calibration.as_ref().map(Calibration::hessians).or(args.coding.hessians.as_deref());
+    let coder = args.coding.coder(target, args.seek_points, hessians)?;
+    let tuner = calibration.as_ref().and_then(Calibration::tuner);
     let report = match &mut output {
-        Some(output) => coder.compress(&model, files, progress, output.file()).map_err(name_file)?,
-        None => coder.compress(&model, files, progress, &mut scratch_file()?).map_err(name_file)?,
+        Some(output) => coder.compress(&model, files, tuner, progress, output.file()).map_err(name_file)?,
+        None => coder.compress(&model, files, tuner, progress, &mut scratch_file()?).map_err(name_file)?,
     };
     if let Some(output) = output {
         progress.check()?;
@@ -278,6 +316,9 @@ pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
     }
     let seconds = started.elapsed().as_secs_f64();
     let mut json = report_json(&report, seconds);
+    if let Some(calibration) = &calibration {
+        json["finetune"] = calibration.blocks();
+    }
     if args.dry_run {
         json["dry_run"] = json!(true);
     }
@@ -285,6 +326,121 @@ pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
     let text = text(&report, original as u64, seconds, args.output.as_deref().filter(|_| !args.dry_run));
     Ok(Outcome::new(json, text))
 }
+
+#[cfg(feature = "models")]
+mod calibrated {
+    use std::path::{Path, PathBuf};
+
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+
+    use super::{CompressArgs, Error, Progress, Result, Tuner};
+    use crate::atomic::AtomicFile;
+    use crate::calibrate::{Settings, Work, calibrate};
+    use crate::commands::check_limits;
+    use crate::finetune::FineTuning;
+    use crate::subject::with_subject;
+
+    /// What the data of `--calib` gave, and what they are still to be used for.
+    pub(super) struct Calibration<'a> {
+        hessians: PathBuf,
+        tuning: Option<FineTuning<'a>>,
+        /// Removed with what is in it, if nobody asked for a folder.
+        _folder: Option<TempDir>,
+    }
+
+    impl<'a> Calibration<'a> {
+        pub(super) fn new(
+            args: &'a CompressArgs,
+            data: &'a Path,
+            progress: &'a dyn Progress,
+        ) -> Result<Self> {
+            let limits = check_limits(args.samples, args.length)?;
+            let (folder, temporary) = if let Some(folder) = &args.work_dir {
+                std::fs::create_dir_all(folder)
+                    .map_err(|error| Error::io("cannot make the folder", folder, error))?;
+                (folder.clone(), None)
+            } else {
+                let folder = tempfile::tempdir().map_err(|error| {
+                    Error::input(format!("cannot make a temporary folder: {error}"))
+                        .source(error)
+                        .remedy("set TMPDIR to a folder that you may write to, or give --work-dir")
+                })?;
+                (folder.path().to_owned(), Some(folder))
+            };
+            let hessians = folder.join("hessians.safetensors");
+            // One that was finished is done again, not trusted to be of these data and this model; one that was interrupted goes on.
+            let checkpoint = Work::beside(&hessians);
+            let resume = args.resume && checkpoint.is_dir();
+            let work = Work { folder: checkpoint, resume, force: args.force };
+            let mut output = AtomicFile::create(&hessians, args.resume || args.force)?;
+            let settings = Settings { limits, diagonal: false };
+            let (_, finished) = with_subject(&args.model, |subject| {
+                calibrate(subject, data, settings, &work, &mut output, progress)
+            })?;
+            output.commit()?;
+            finished.remove();
+            let tuning = args.finetune.then(|| FineTuning {
+                model: &args.model,
+                data,
+                limits,
+                settings: crate::finetune::Settings::default(),
+                work: args.work_dir.as_ref().map(|folder| (folder.join("blocks"), args.resume)),
+                progress,
+                report: std::sync::Mutex::default(),
+            });
+            Ok(Self { hessians, tuning, _folder: temporary })
+        }
+
+        pub(super) fn hessians(&self) -> &Path {
+            &self.hessians
+        }
+
+        pub(super) fn tuner(&self) -> Option<&dyn Tuner> {
+            self.tuning.as_ref().map(|tuning| tuning as &dyn Tuner)
+        }
+
+        /// What became of the blocks; null if none was fine-tuned.
+        pub(super) fn blocks(&self) -> Value {
+            let Some(tuning) = &self.tuning else { return Value::Null };
+            json!(*tuning.report.lock().expect("nobody panics with it"))
+        }
+    }
+}
+
+#[cfg(not(feature = "models"))]
+mod calibrated {
+    use std::path::Path;
+
+    use serde_json::Value;
+
+    use super::{CompressArgs, Error, Progress, Result, Tuner};
+
+    /// There is none without models.
+    pub(super) enum Calibration {}
+
+    impl Calibration {
+        pub(super) fn new(_: &CompressArgs, _: &Path, _: &dyn Progress) -> Result<Self> {
+            Err(Error::input("this nwc-encode was built without models, which --calib needs").remedy(
+                "build it with `cargo build --release -p nwc-encode-host --features models`, or use --hessians",
+            ))
+        }
+
+        pub(super) fn hessians(&self) -> &Path {
+            match *self {}
+        }
+
+        pub(super) fn tuner(&self) -> Option<&dyn Tuner> {
+            match *self {}
+        }
+
+        pub(super) fn blocks(&self) -> Value {
+            match *self {}
+        }
+    }
+}
+
+use calibrated::Calibration;
 
 /// A file that nobody sees.
 pub(crate) fn scratch_file() -> Result<fs::File> {

@@ -11,6 +11,7 @@
 //! if it is not below that of coding the block untuned, nothing of it is changed.
 
 mod block;
+mod model;
 mod states;
 mod work;
 
@@ -20,28 +21,17 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use serde::{Deserialize, Serialize};
 
+use crate::compress::Quantise;
 use crate::forward::{Batches, Block, Forward, Linear, Stream, Taps, Tower, Watch, Weights};
 use crate::parameters::HostTensor;
 use crate::progress::Progress;
 use crate::{Error, Result};
 
 pub use block::{passes, tune_block};
+pub use model::FineTuning;
 pub use states::States;
 use work::{Open, Turn};
 pub use work::{Origin, STALE_AFTER, Work};
-
-/// What a codec makes of weights.
-pub trait Quantise: Sync {
-    /// What a decoder gives for the tensor `name` if it is coded with these weights, which are row-major in the tensor's own dimensions, as
-    /// the result is. Called from several threads.
-    ///
-    /// # Errors
-    /// If it cannot be coded.
-    fn quantise(&self, name: &str, weights: &[f32]) -> Result<Vec<f32>>;
-
-    /// Whether the tensor `name` is coded at all.
-    fn is_coded(&self, name: &str) -> bool;
-}
 
 /// How blocks are fine-tuned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -37,7 +37,7 @@ pub struct Origin {
     pub model: String,
     /// Which inputs of it.
     pub data: String,
-    /// What [`Quantise`](super::Quantise) does.
+    /// What [`Quantise`](crate::compress::Quantise) does.
     pub quantiser: String,
 }
 

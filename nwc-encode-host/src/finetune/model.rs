@@ -1,0 +1,81 @@
+//! Fine-tuning as a part of compression.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::Device;
+
+use super::{BlockReport, Job, Origin, Settings, Work};
+use crate::Result;
+use crate::calibrate::checksum;
+use crate::compress::{Quantise, Tuner};
+use crate::forward::{Batches, Stage};
+use crate::progress::Progress;
+use crate::samples::{Data, Limits, Samples};
+use crate::subject::with_subject;
+
+/// A model that is fine-tuned while it is compressed, on the processor.
+pub struct FineTuning<'a> {
+    /// The folder of the model.
+    pub model: &'a Path,
+    /// What it is fine-tuned with: text, token ids, or images with captions.
+    pub data: &'a Path,
+    /// How much of that.
+    pub limits: Limits,
+    /// How.
+    pub settings: Settings,
+    /// Where finished blocks are kept, and whether to go on from those.
+    pub work: Option<(PathBuf, bool)>,
+    /// Who looks on.
+    pub progress: &'a dyn Progress,
+    /// What became of the blocks.
+    pub report: std::sync::Mutex<Vec<BlockReport>>,
+}
+
+impl Tuner for FineTuning<'_> {
+    fn tune(&self, codec: &dyn Quantise) -> Result<HashMap<String, Vec<f32>>> {
+        with_subject(self.model, |subject| {
+            let data = Data::open(self.data)?;
+            let mut inputs = Vec::new();
+            for tower in &subject.forward.towers {
+                // Calibration has said which towers there are no data for.
+                let samples = Samples::new(subject, tower, &data, self.limits);
+                inputs.extend(
+                    samples.map_err(|error| error.file(self.data))?.map(|samples| (tower.name, samples)),
+                );
+            }
+            let origin = || -> Result<Origin> {
+                Ok(Origin {
+                    model: subject.fingerprint()?,
+                    data: format!("{:08x} {:?}", checksum(self.data)?, self.limits),
+                    quantiser: format!("{:08x}", codec.fingerprint()),
+                })
+            };
+            let work = self.work.as_ref().map(|(folder, resume)| {
+                Ok(Work { folder: folder.clone(), resume: *resume, origin: origin()? })
+            });
+            let job = Job::<Autodiff<Flex>> {
+                forward: &subject.forward,
+                original: subject.weights,
+                inputs: inputs.iter().map(|(name, samples)| (*name, samples as &dyn Batches<Flex>)).collect(),
+                quantise: codec,
+                settings: self.settings.clone(),
+                device: Device::<Flex>::default(),
+            };
+            let tuned = job.run(work.transpose()?.as_ref(), self.progress)?;
+            let mut weights: HashMap<String, Vec<f32>> =
+                tuned.tensors.into_iter().map(|(name, tensor)| (name, tensor.values)).collect();
+            // What was coded first is as it was, and has to be coded as it was then: the others make up for just that.
+            let kept = |name: &str| tuned.report.iter().any(|block| block.kept && block.name == name);
+            let blocks = subject.forward.towers.iter().flat_map(|tower| &tower.blocks);
+            for linear in blocks.filter(|block| kept(&block.name)).flat_map(Stage::tuning_order) {
+                if codec.is_coded(&linear.tensor) && !weights.contains_key(&linear.tensor) {
+                    weights.insert(linear.tensor.clone(), subject.weights.tensor(&linear.tensor)?.values);
+                }
+            }
+            *self.report.lock().expect("nobody panics with it") = tuned.report;
+            Ok(weights)
+        })
+    }
+}
