@@ -52,6 +52,20 @@ pub struct CompressArgs {
     /// Store places from which tiles can be decoded on, at least one every so many rows of up to 32 columns; 0 for none
     #[arg(long, default_value_t = 0, value_name = "ROWS")]
     pub seek_points: usize,
+    /// Calibration on the way.
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+    /// Do everything but leave no file
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Overwrite the output if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What is learned from data before and while weights are coded.
+#[derive(Debug, Args)]
+pub struct CalibrationArgs {
     /// Calibrate with these data first, and let steps and feedback follow that: a text, token ids or images with captions, as for `calibrate`; needs the feature `models`
     #[arg(long, value_name = "DATA", conflicts_with = "hessians")]
     pub calib: Option<PathBuf>,
@@ -70,12 +84,6 @@ pub struct CompressArgs {
     /// Go on from what is in the work directory
     #[arg(long, requires = "work_dir")]
     pub resume: bool,
-    /// Do everything but leave no file
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Overwrite the output if it exists
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// How weights are coded, whatever the rate.
@@ -291,7 +299,7 @@ pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
             .remedy(format!("give 0 for none, or at least {CHUNK_ROWS}")));
     }
     // What is wrong with the options is said before anything is calibrated.
-    if args.calib.is_none() || args.coding.importance.is_none() {
+    if args.calibration.calib.is_none() || args.coding.importance.is_none() {
         args.coding.coder(target, args.seek_points, args.coding.hessians.as_deref())?;
     }
     // The output first: to find out after an hour of work that it cannot be written helps nobody.
@@ -302,7 +310,8 @@ pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
     let model = open(&args.model)?;
     let files = attached_files(&model, progress)?;
     let name_file = |error: Error| error.file(&args.model);
-    let calibration = args.calib.as_deref().map(|data| Calibration::new(args, data, progress)).transpose()?;
+    let calibration =
+        args.calibration.calib.as_deref().map(|data| Calibration::new(args, data, progress)).transpose()?;
     let hessians = calibration.as_ref().map(Calibration::hessians).or(args.coding.hessians.as_deref());
     let coder = args.coding.coder(target, args.seek_points, hessians)?;
     let tuner = calibration.as_ref().and_then(Calibration::tuner);
@@ -355,8 +364,8 @@ mod calibrated {
             data: &'a Path,
             progress: &'a dyn Progress,
         ) -> Result<Self> {
-            let limits = check_limits(args.samples, args.length)?;
-            let (folder, temporary) = if let Some(folder) = &args.work_dir {
+            let limits = check_limits(args.calibration.samples, args.calibration.length)?;
+            let (folder, temporary) = if let Some(folder) = &args.calibration.work_dir {
                 std::fs::create_dir_all(folder)
                     .map_err(|error| Error::io("cannot make the folder", folder, error))?;
                 (folder.clone(), None)
@@ -371,21 +380,25 @@ mod calibrated {
             let hessians = folder.join("hessians.safetensors");
             // One that was finished is done again, not trusted to be of these data and this model; one that was interrupted goes on.
             let checkpoint = Work::beside(&hessians);
-            let resume = args.resume && checkpoint.is_dir();
+            let resume = args.calibration.resume && checkpoint.is_dir();
             let work = Work { folder: checkpoint, resume, force: args.force };
-            let mut output = AtomicFile::create(&hessians, args.resume || args.force)?;
+            let mut output = AtomicFile::create(&hessians, args.calibration.resume || args.force)?;
             let settings = Settings { limits, diagonal: false };
             let (_, finished) = with_subject(&args.model, |subject| {
                 calibrate(subject, data, settings, &work, &mut output, progress)
             })?;
             output.commit()?;
             finished.remove();
-            let tuning = args.finetune.then(|| FineTuning {
+            let tuning = args.calibration.finetune.then(|| FineTuning {
                 model: &args.model,
                 data,
                 limits,
                 settings: crate::finetune::Settings::default(),
-                work: args.work_dir.as_ref().map(|folder| (folder.join("blocks"), args.resume)),
+                work: args
+                    .calibration
+                    .work_dir
+                    .as_ref()
+                    .map(|folder| (folder.join("blocks"), args.calibration.resume)),
                 progress,
                 report: std::sync::Mutex::default(),
             });
