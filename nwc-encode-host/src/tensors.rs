@@ -99,6 +99,15 @@ impl TensorSource for OwnedTensors {
     }
 }
 
+/// Elements of the dtype F32, F16 or BF16, rounded by the ordinary rules: what is too large is infinite.
+pub(crate) fn from_f32(dtype: DType, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        DType::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+        DType::BF16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    }
+}
+
 /// The elements as f32, exactly.
 ///
 /// # Panics

@@ -1,28 +1,14 @@
 //! `calibrate` from outside, and against plain sums over what goes into linear maps.
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod common;
 
-fn run(folder: &Path, line: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nwc-encode"));
-    command.args(line.split(' ')).current_dir(folder).output().unwrap()
-}
-
-/// The one line of a call that was refused.
-fn refusal(folder: &Path, line: &str) -> String {
-    let output = run(folder, line);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{line}: {stderr}");
-    assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{line}: {stderr}");
-    stderr
-}
+use common::refusal;
 
 #[cfg(not(feature = "models"))]
 #[test]
 fn a_program_without_models_says_which_has_them() {
     let folder = tempfile::tempdir().unwrap();
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/clip-mini");
-    let compress = format!("compress {} --bits 3 -o a.nwc --calib text", model.display());
+    let compress = format!("compress {} --bits 3 -o a.nwc --calib text", common::clip_mini().display());
     for line in ["calibrate model --data text -o h", "eval model --task perplexity", &compress] {
         let text = refusal(folder.path(), line);
         assert!(text.contains("--features models"), "{text}");
@@ -34,7 +20,7 @@ fn a_program_without_models_says_which_has_them() {
 mod with_models {
     use std::collections::BTreeMap;
     use std::fs;
-    use std::path::PathBuf;
+    use std::path::Path;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use burn::backend::Flex;
@@ -54,23 +40,8 @@ mod with_models {
     use serde_json::Value;
     use tempfile::TempDir;
 
-    use super::*;
-
-    fn here() -> &'static Path {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-    }
-
-    fn tiny(name: &str) -> PathBuf {
-        here().join("../tests/models").join(name)
-    }
-
-    fn clip_mini() -> PathBuf {
-        here().join("../examples/clip-mini")
-    }
-
-    fn images() -> PathBuf {
-        here().join("../examples/data/cifar10-test-200.safetensors")
-    }
+    use super::common::{self, assets, clip_mini, images, refusal_after_warnings, run, tiny};
+    use super::refusal;
 
     /// Tokens below 64, some of them much more often than others.
     fn ids(count: usize, seed: usize) -> Vec<u32> {
@@ -555,7 +526,7 @@ mod with_models {
         assert!(text.contains("add --resume to go on, or --force"), "{text}");
         let text = refusal(dir.path(), &format!("{line} --work-dir work --resume --samples 4"));
         assert!(text.contains("was written with --samples none, now it is 4"), "{text}");
-        let output = super::run(dir.path(), &format!("{line} --work-dir work --resume --jobs 1"));
+        let output = common::run(dir.path(), &format!("{line} --work-dir work --resume --jobs 1"));
         assert!(output.status.success() && fs::read(dir.path().join("part")).unwrap() == whole);
     }
 
@@ -600,13 +571,13 @@ mod with_models {
         fs::remove_file(folder.join("captions.json")).unwrap();
         fs::write(folder.join("d.png"), "no image").unwrap();
         // The text part is done by then.
-        let stderr = String::from_utf8(super::run(dir.path(), line).stderr).unwrap();
+        let stderr = String::from_utf8(common::run(dir.path(), line).stderr).unwrap();
         assert!(stderr.contains("error: images/d.png: ") && stderr.contains("PNG or JPEG"), "{stderr}");
         assert!(stderr.contains("warning: x.checkpoint: 4 of 10 stages are kept; add --resume"), "{stderr}");
         fs::remove_file(folder.join("d.png")).unwrap();
         let text = refusal(dir.path(), &format!("{line} --resume"));
         assert!(text.contains("x.checkpoint/state.safetensors: was written with --data "), "{text}");
-        let output = super::run(dir.path(), &format!("{line} --force"));
+        let output = common::run(dir.path(), &format!("{line} --force"));
         assert!(output.status.success() && !dir.path().join("x.checkpoint").exists(), "{output:?}");
     }
 
@@ -675,16 +646,6 @@ mod with_models {
         let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.retain(|name| name.to_string_lossy().contains("checkpoint"));
         assert!(names.is_empty(), "{names:?}");
-    }
-
-    /// The one line, after warnings, of a call that was refused.
-    fn refusal_after_warnings(folder: &Path, line: &str) -> String {
-        let output = run(folder, line);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{line}: {stderr}");
-        let lines: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("warning: ")).collect();
-        assert!(lines.len() == 1 && lines[0].starts_with("error: "), "{line}: {stderr}");
-        lines[0].to_owned()
     }
 
     /// A container's moments are those of what it decodes to.
@@ -794,10 +755,7 @@ mod with_models {
 
     #[test]
     fn trained_models_are_calibrated() {
-        let Some(assets) = std::env::var_os("NWC_ASSETS").map(PathBuf::from) else {
-            println!("skipped: NWC_ASSETS does not say where trained models are");
-            return;
-        };
+        let Some(assets) = assets() else { return };
         let dir = tempfile::tempdir().unwrap();
         let text = fs::read_to_string(assets.join("data/lm-calib.txt")).unwrap();
         let data = dir.path().join("text");

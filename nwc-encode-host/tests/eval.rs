@@ -1,13 +1,15 @@
 //! `eval` from outside, against the protocols of the baselines.
 #![cfg(feature = "models")]
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 use burn::backend::Flex;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
+use common::{assets, run};
 use nwc_encode_host::forward::{Forward, Tokens};
 use nwc_encode_host::model::Model;
 use nwc_encode_host::parameters::values;
@@ -15,25 +17,16 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 
-fn here() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 fn tiny(name: &str) -> String {
-    here().join("../tests/models").join(name).display().to_string()
+    common::tiny(name).display().to_string()
 }
 
 fn clip_mini() -> String {
-    here().join("../examples/clip-mini").display().to_string()
+    common::clip_mini().display().to_string()
 }
 
 fn images() -> String {
-    here().join("../examples/data/cifar10-test-200.safetensors").display().to_string()
-}
-
-fn run(folder: &Path, line: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nwc-encode"));
-    command.args(line.split(' ')).current_dir(folder).output().unwrap()
+    common::images().display().to_string()
 }
 
 fn succeed(folder: &Path, line: &str) {
@@ -59,15 +52,6 @@ fn write_ids(path: &Path, ids: &[u32]) {
     let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::U32, vec![ids.len()], &bytes).unwrap();
     fs::write(path, safetensors::serialize([("ids", view)], None).unwrap()).unwrap();
-}
-
-/// Where trained models and data are.
-fn assets() -> Option<PathBuf> {
-    let assets = std::env::var_os("NWC_ASSETS").map(PathBuf::from);
-    if assets.is_none() {
-        println!("skipped: NWC_ASSETS does not say where trained models are");
-    }
-    assets
 }
 
 /// The negative logarithm of the likelihood, window by window, with the whole model in memory.

@@ -3,12 +3,15 @@
 //! With `NWC_ASSETS`, a folder with `models` and `data` in it, the ignored test measures learning rates on trained models.
 #![cfg(feature = "models")]
 
+mod common;
+
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::Device;
+use common::{assets, clip_mini, tiny};
 use nwc_decode_core::DType;
 use nwc_encode_host::compress::Quantise;
 use nwc_encode_host::evaluate::{fidelity, perplexity};
@@ -66,14 +69,6 @@ impl Quantise for Uniform {
 /// The parts that make about so many bits a weight, ideally coded.
 const THREE_BITS: f64 = 0.52;
 const TWO_BITS: f64 = 1.07;
-
-fn tiny(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/models").join(name)
-}
-
-fn clip_mini() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/clip-mini")
-}
 
 fn settings() -> Settings {
     Settings { epochs: 3, learning_rate: 1e-3, ..Settings::default() }
@@ -401,7 +396,7 @@ fn what_cannot_be_tuned_is_said() -> TestResult {
 #[test]
 #[ignore = "takes minutes; run it with --release -- --ignored --nocapture"]
 fn learning_rates() -> TestResult {
-    let Some(assets) = std::env::var_os("NWC_ASSETS").map(PathBuf::from) else { return Ok(()) };
+    let Some(assets) = assets() else { return Ok(()) };
     let text = |name: &str, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.to_owned());
     let numbers = |name: &str, otherwise: &str| -> Vec<f64> {
         text(name, otherwise).split(',').map(|number| number.parse().unwrap()).collect()

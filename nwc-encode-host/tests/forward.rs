@@ -4,14 +4,17 @@
 //! with `models` in it, larger trained ones are run too.
 #![cfg(feature = "models")]
 
+mod common;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
+use common::{assets, clip_mini, tiny};
 use nwc_decode_core::{Checks, Coding, DType};
 use nwc_encode_host::forward::preprocess::Preprocessor;
 use nwc_encode_host::forward::tokenizer::Tokenizer;
@@ -31,18 +34,6 @@ const MOST: f64 = 1e-4;
 
 fn device() -> Device<B> {
     Device::<B>::default()
-}
-
-fn here() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn tiny(name: &str) -> PathBuf {
-    here().join("../tests/models").join(name)
-}
-
-fn clip_mini() -> PathBuf {
-    here().join("../examples/clip-mini")
 }
 
 /// What a model should give.
@@ -207,15 +198,6 @@ fn bert_is_exact() {
     let [texts, _, width] = pooled.dims();
     errors.check("pooler_output", &pooled.reshape([texts, width]));
     println!("bert: {:.1e}", errors.largest);
-}
-
-/// Where trained models and data are.
-fn assets() -> Option<PathBuf> {
-    let assets = std::env::var_os("NWC_ASSETS").map(PathBuf::from);
-    if assets.is_none() {
-        println!("skipped: NWC_ASSETS does not say where trained models are");
-    }
-    assets
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The paper's codec in containers, from outside: with a small network that nobody trained.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
+use common::{refusal_after_warnings as refusal, run};
 use half::{bf16, f16};
 use nwc_encode_host::codec_file;
 use nwc_encode_host::compress::{Settings, Target, compress};
@@ -16,25 +18,10 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-fn run(folder: &Path, line: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nwc-encode"));
-    command.args(line.split(' ')).current_dir(folder).output().unwrap()
-}
-
 fn json(folder: &Path, line: &str) -> Value {
     let output = run(folder, &format!("{line} --json"));
     assert!(output.status.success(), "{line}: {output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// The one line, after warnings, of a call that was refused.
-fn refusal(folder: &Path, line: &str) -> String {
-    let output = run(folder, line);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{line}: {stderr}");
-    let text: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("warning: ")).collect();
-    assert!(text.len() == 1 && text[0].starts_with("error: "), "{line}: {stderr}");
-    text[0].to_owned()
 }
 
 fn number(json: &Value) -> f64 {

@@ -1,21 +1,8 @@
 //! `train` from outside: with the feature a codec comes of it, without a clear word.
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod common;
 
-fn run(folder: &Path, line: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nwc-encode"));
-    command.args(line.split(' ')).current_dir(folder).output().unwrap()
-}
-
-/// The one line of a call that was refused.
-fn refusal(folder: &Path, line: &str) -> String {
-    let output = run(folder, line);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{line}: {stderr}");
-    assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{line}: {stderr}");
-    stderr
-}
+use common::refusal;
 
 #[cfg(not(feature = "train"))]
 #[test]
@@ -29,13 +16,15 @@ fn a_program_without_training_says_which_has_it() {
 #[cfg(feature = "train")]
 mod with_training {
     use std::fs;
+    use std::path::Path;
 
     use nwc_encode_host::model::Model;
     use nwc_encode_host::synthetic::Source;
     use safetensors::tensor::TensorView;
     use serde_json::Value;
 
-    use super::*;
+    use super::common::run;
+    use super::refusal;
 
     /// A model of matrices [48, 32] of these names; one called `nan` holds a NaN.
     fn model(path: &Path, names: &[&str]) {

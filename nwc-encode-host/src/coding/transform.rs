@@ -118,11 +118,8 @@ impl Transform {
     /// What a decoder makes of the indices of a group of columns, `[row][LANES]`.
     pub fn reconstruct(&self, indices: &[i32], out: &mut [f32]) {
         out.iter_mut().zip(indices).for_each(|(out, &index)| *out = index as f32);
-        let synthesis = self.synthesis();
-        if synthesis != Synthesis::Identity {
-            for chunk in out.as_chunks_mut::<LANES>().0.as_chunks_mut::<CHUNK_ROWS>().0 {
-                *chunk = synthesise(synthesis, chunk);
-            }
+        if *self != Self::Identity {
+            synthesise_all(self.synthesis(), out);
         }
     }
 
@@ -136,13 +133,8 @@ impl Transform {
     /// [`reconstruct`](Self::reconstruct) for one column.
     pub fn reconstruct_column(&self, indices: &[i32], out: &mut [f32]) {
         out.iter_mut().zip(indices).for_each(|(out, &index)| *out = index as f32);
-        let synthesis = self.synthesis();
-        if synthesis != Synthesis::Identity {
-            by_chunks(out, |chunks| {
-                for chunk in chunks.as_chunks_mut::<LANES>().0.as_chunks_mut::<CHUNK_ROWS>().0 {
-                    *chunk = synthesise(synthesis, chunk);
-                }
-            });
+        if *self != Self::Identity {
+            by_chunks(out, |chunks| synthesise_all(self.synthesis(), chunks));
         }
     }
 
@@ -174,6 +166,13 @@ fn by_chunks(column: &mut [f32], mut job: impl FnMut(&mut [f32])) {
         for (lane, chunk) in chunks.iter_mut().enumerate() {
             chunk.iter_mut().zip(lanes[lane..].iter().step_by(LANES)).for_each(|(to, from)| *to = *from);
         }
+    }
+}
+
+/// Synthesises the whole chunks of a group of columns, `[row][LANES]`, in place.
+fn synthesise_all(synthesis: Synthesis<'_>, rows: &mut [f32]) {
+    for chunk in rows.as_chunks_mut::<LANES>().0.as_chunks_mut::<CHUNK_ROWS>().0 {
+        *chunk = synthesise(synthesis, chunk);
     }
 }
 

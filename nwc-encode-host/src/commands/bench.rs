@@ -109,7 +109,8 @@ pub fn run(command: &BenchCommand, progress: &dyn Progress) -> Result<Outcome> {
 }
 
 fn rate_distortion(args: &RdArgs, progress: &dyn Progress) -> Result<Outcome> {
-    let coder = args.coding.coder(args.bits.map(Target::Bits), 0, args.coding.hessians.as_deref())?;
+    let mut coder = args.coding.coder(args.bits.map(Target::Bits), 0)?;
+    coder.follow(&args.coding, args.coding.hessians.as_deref())?;
     let mut weights = Vec::new();
     let source: Box<dyn TensorSource> = match (&args.model, args.source) {
         (Some(path), _) => Box::new(open(path)?),

@@ -145,22 +145,6 @@ pub enum ImportanceChoice {
 }
 
 impl CodingArgs {
-    /// What the inputs of tensors matter, if steps are to follow that; `unless_told` says how.
-    fn importance(&self, hessians: Option<&Path>, unless_told: Steps) -> Result<Option<Importance>> {
-        let steps = match self.importance {
-            Some(ImportanceChoice::None) => Steps::None,
-            Some(ImportanceChoice::Levels) => Steps::Levels,
-            Some(ImportanceChoice::Continuous) => Steps::Continuous,
-            None => unless_told,
-        };
-        match hessians {
-            Some(path) => Importance::open(path, steps).map(Some),
-            None if matches!(self.importance, None | Some(ImportanceChoice::None)) => Ok(None),
-            None => Err(Error::input("--importance needs to know what inputs matter")
-                .remedy("add --hessians FILE.safetensors")),
-        }
-    }
-
     fn selection(&self) -> Selection {
         Selection {
             min_weights: self.min_weights,
@@ -174,20 +158,14 @@ impl CodingArgs {
     ///
     /// # Errors
     /// A quantiser, a codec or a power that there is not, a rate or an option that the codec does not have, no rate where one is needed, or what is wrong with the Hessians.
-    pub(crate) fn coder(
-        &self,
-        target: Option<Target>,
-        seek_rows: usize,
-        hessians: Option<&Path>,
-    ) -> Result<Coder> {
+    pub(crate) fn coder(&self, target: Option<Target>, seek_rows: usize) -> Result<Coder> {
         let transform = match self.codec.as_str() {
             "identity" => Transform::Identity,
             "default" | "hadamard" => Transform::Hadamard,
             file => match codec_file::open(Path::new(file))? {
                 Codec::Integer(transform) => transform,
                 Codec::Float(codec) => {
-                    let settings =
-                        self.latent_settings(target, hessians).map_err(|error| error.file(file))?;
+                    let settings = self.latent_settings(target).map_err(|error| error.file(file))?;
                     return Ok(Coder { settings: Settings { seek_rows, ..settings }, codec: Some(codec) });
                 }
             },
@@ -201,15 +179,12 @@ impl CodingArgs {
             return Err(Error::input(format!("--row-alpha {} is out of range", self.row_alpha))
                 .remedy("give a power from 0 (all rows one step) to 1 (rows normalised)"));
         }
-        let importance = self.importance(hessians, Steps::Continuous)?;
         let row_alpha = self.row_alpha;
         let target = target.ok_or_else(no_rate)?;
         let settings = Settings {
             quantiser,
             transform,
             row_alpha,
-            ldlq: self.ldlq.unwrap_or(Switch::On) == Switch::On && importance.is_some(),
-            importance,
             seek_rows,
             selection: self.selection(),
             tuning,
@@ -220,7 +195,7 @@ impl CodingArgs {
     }
 
     /// The settings for a codec of the paper's, which decides alone what becomes of weights.
-    fn latent_settings(&self, target: Option<Target>, hessians: Option<&Path>) -> Result<Settings> {
+    fn latent_settings(&self, target: Option<Target>) -> Result<Settings> {
         let option = match target {
             Some(Target::Bits(_)) => Some("--bits"),
             Some(Target::Size(_)) => Some("--size"),
@@ -242,8 +217,7 @@ impl CodingArgs {
             return Err(Error::input(format!("is a codec of the profile `paper`, which has no {option}"))
                 .remedy(format!("leave {option} out, or use another codec")));
         }
-        let (importance, selection) = (self.importance(hessians, Steps::Levels)?, self.selection());
-        Ok(Settings { importance, selection, ..Settings::new(Target::Step(1.0)) })
+        Ok(Settings { selection: self.selection(), ..Settings::new(Target::Step(1.0)) })
     }
 }
 
@@ -260,6 +234,29 @@ pub(crate) struct Coder {
 }
 
 impl Coder {
+    /// Lets steps, and feedback, follow what a file of Hessians says, as the options want it.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or an option that needs one where there is none.
+    pub(crate) fn follow(&mut self, coding: &CodingArgs, hessians: Option<&Path>) -> Result<()> {
+        let steps = match coding.importance {
+            Some(ImportanceChoice::None) => Steps::None,
+            Some(ImportanceChoice::Levels) => Steps::Levels,
+            // The paper's codec knows its levels only.
+            None if self.codec.is_some() => Steps::Levels,
+            Some(ImportanceChoice::Continuous) | None => Steps::Continuous,
+        };
+        if let Some(path) = hessians {
+            self.settings.importance = Some(Importance::open(path, steps)?);
+            self.settings.ldlq = self.codec.is_none() && coding.ldlq != Some(Switch::Off);
+        } else if !matches!(coding.importance, None | Some(ImportanceChoice::None)) {
+            let error = Error::input("--importance needs to know what inputs matter")
+                .remedy("add --hessians FILE.safetensors");
+            return Err(if self.codec.is_some() { error.file(&coding.codec) } else { error });
+        }
+        Ok(())
+    }
+
     /// Compresses `source` into `out`, with these files attached.
     ///
     /// # Errors
@@ -298,9 +295,9 @@ pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
         return Err(Error::input(format!("--seek-points {} is too close", args.seek_points))
             .remedy(format!("give 0 for none, or at least {CHUNK_ROWS}")));
     }
-    // What is wrong with the options is said before anything is calibrated.
-    if args.calibration.calib.is_none() || args.coding.importance.is_none() {
-        args.coding.coder(target, args.seek_points, args.coding.hessians.as_deref())?;
+    let mut coder = args.coding.coder(target, args.seek_points)?;
+    if args.calibration.calib.is_none() {
+        coder.follow(&args.coding, args.coding.hessians.as_deref())?;
     }
     // The output first: to find out after an hour of work that it cannot be written helps nobody.
     let mut output = match &args.output {
@@ -312,8 +309,9 @@ pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
     let name_file = |error: Error| error.file(&args.model);
     let calibration =
         args.calibration.calib.as_deref().map(|data| Calibration::new(args, data, progress)).transpose()?;
-    let hessians = calibration.as_ref().map(Calibration::hessians).or(args.coding.hessians.as_deref());
-    let coder = args.coding.coder(target, args.seek_points, hessians)?;
+    if let Some(calibration) = &calibration {
+        coder.follow(&args.coding, Some(calibration.hessians()))?;
+    }
     let tuner = calibration.as_ref().and_then(Calibration::tuner);
     let report = match &mut output {
         Some(output) => coder.compress(&model, files, tuner, progress, output.file()).map_err(name_file)?,

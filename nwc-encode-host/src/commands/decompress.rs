@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use half::{bf16, f16};
 use nwc_decode_core::{Checks, Coding, DType, Tensor};
 use serde::Deserialize;
 use serde_json::json;
@@ -17,7 +16,7 @@ use crate::latents::{LatentTensor, Latents, coded_weights};
 use crate::model::{FolderWriter, check_file_name};
 use crate::progress::Progress;
 use crate::restore::{ContainerFile, Decoder, TableMemory, check_content, damaged, inflate};
-use crate::tensors::to_f32;
+use crate::tensors::{from_f32, to_f32};
 use crate::{Error, Result};
 
 /// Write the model's folder back: safetensors and the files that came with them.
@@ -232,12 +231,7 @@ fn decode<'a>(
         return decoder.decode(tensor, Checks::All);
     }
     // Raw tensors may hold anything, infinity and NaN too, so they are rounded by the ordinary rules.
-    let values = to_f32(tensor.dtype(), &decoder.decode(tensor, Checks::All)?);
-    Ok(match dtype {
-        DType::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
-        DType::BF16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-    })
+    Ok(from_f32(dtype, &to_f32(tensor.dtype(), &decoder.decode(tensor, Checks::All)?)))
 }
 
 /// The files to write. Without a manifest all tensors go to one file.

@@ -220,10 +220,9 @@ impl<'a> Worker<'a> {
         let mut restored = vec![0.0; weights.len()];
         let (mut indices, mut made) = (Vec::new(), Vec::new());
         for band in 0..plan.bands() {
-            let tiles = band * plan.column_blocks()..(band + 1) * plan.column_blocks();
-            let rows = coder.tile_groups(tiles.start).map(|group| group.rows).next().unwrap_or(0);
+            let rows = coder.band_rows(band).len();
             let mut feedback = factor.map(|factor| Feedback::new(coder, factor, dtype, rows, true));
-            for tile in tiles {
+            for tile in plan.band_tiles(band) {
                 let mut states = [0u8; LANES];
                 for group in coder.tile_groups(tile) {
                     self.choose(coder, weights, &group, feedback.as_mut(), &mut states);
@@ -546,14 +545,19 @@ impl<'a> TensorCoder<'a> {
         classes.iter().map(|&class| i32::from(class)).collect()
     }
 
+    /// The rows of a band, counted through all matrices.
+    pub fn band_rows(&self, band: usize) -> Range<usize> {
+        let (rows, tile_rows) = (self.plan.view.rows, self.plan.tile_rows);
+        let row_blocks = rows.div_ceil(tile_rows);
+        let (batch, first) = (band / row_blocks, band % row_blocks * tile_rows);
+        batch * rows + first..batch * rows + (first + tile_rows).min(rows)
+    }
+
     /// The row stream of a band of rows.
     pub fn encode_rows(&self, encoder: &Encoder<'_>, band: usize) -> Vec<u8> {
         let plan = self.plan;
-        let row_blocks = plan.view.rows.div_ceil(plan.tile_rows);
-        let (batch, first) = (band / row_blocks, band % row_blocks * plan.tile_rows);
-        let end = (first + plan.tile_rows).min(plan.view.rows);
         let mut writer = StreamWriter::default();
-        for row in batch * plan.view.rows + first..batch * plan.view.rows + end {
+        for row in self.band_rows(band) {
             for (values, kind) in [(&plan.row_scale, ROW_SCALE), (&plan.row_class, ROW_CLASS)] {
                 if let Some(&value) = values.get(row) {
                     writer.step(&[encoder.side_symbol(kind, i32::from(value))]);

@@ -6,7 +6,7 @@ use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use nwc_decode_core::{Checks, Coding, Container, DType, Limits};
 use rayon::prelude::*;
 
-use super::job::{Coded, Job};
+use super::job::{Coded, Job, Met, Planned};
 use super::{Report, TensorReport, cannot_write};
 use crate::container::{EntryKind, Layout, Split};
 use crate::restore::{Decoder, TableMemory, coding_name};
@@ -14,9 +14,13 @@ use crate::tensors::{TensorSource, to_f32};
 use crate::{Error, Result, seek};
 
 /// Writes the file and decodes it again.
-pub(super) fn write_and_check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<Report> {
+pub(super) fn write_and_check(job: &Job<'_>, planned: &Planned, met: Met, out: &mut File) -> Result<Report> {
+    let ldlq = job.ldlq_reports(planned, &met)?;
+    let mut coded = met.coded;
     write(job.source, &job.layout(&coded)?, &mut coded, out).map_err(cannot_write)?;
-    check(job, coded, out)
+    let mut report = check(job, coded, out)?;
+    report.tensors.iter_mut().zip(ldlq).for_each(|(tensor, ldlq)| tensor.ldlq = ldlq);
+    Ok(report)
 }
 
 /// Writes the file, content checksums still missing.
@@ -79,7 +83,7 @@ fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<Report> {
             bits_per_weight: tensor.stored_bytes() as f64 * 8.0 / (tensor.elements().max(1)) as f64,
             nmse: 0.0,
             weighted_nmse: None,
-            ldlq: coded.ldlq[index],
+            ldlq: None,
         };
         match (&mut coded.entries[index].kind, tensor.coding()) {
             (EntryKind::Raw { crc, .. }, _) => *crc = crc32fast::hash(source.bytes(index)),

@@ -42,8 +42,8 @@ const SPOOL_BYTES: usize = 64 << 20;
 /// How far the steps of tensors that are not tuned may move to make good what tuned ones take: half an octave.
 const MAX_MOVED: i32 = 256;
 
-/// Streams of some tiles, what LDLQ did to their tensors, and the symbols in them.
-type Part = (Vec<Vec<u8>>, Vec<(usize, LdlqReport)>, Tally);
+/// Streams of some tiles, what those with feedback lost by the index of their tensor, and the symbols in them.
+type Part = (Vec<Vec<u8>>, Vec<(usize, f64)>, Tally);
 
 /// Weights by the index of their tensor.
 type Tuned = HashMap<usize, Vec<f32>>;
@@ -99,8 +99,8 @@ pub(super) struct Coded {
     /// Number of streams, and of their lanes.
     pub(super) streams: u64,
     pub(super) lane_states: u64,
-    /// Of each tensor, what LDLQ did.
-    pub(super) ldlq: Vec<Option<LdlqReport>>,
+    /// Of each tensor that was coded with feedback: `tr(E H E^T)`.
+    pub(super) lost: Vec<Option<f64>>,
 }
 
 impl Coded {
@@ -394,39 +394,44 @@ impl Job<'_> {
     }
 
     /// Codes tuned weights as they were tuned for, at the same steps. What they now take more or less is made good by the others' steps.
-    pub(super) fn code_tuned(&self, planned: &mut Planned, met: Met) -> Result<Coded> {
+    pub(super) fn code_tuned(&self, planned: &mut Planned, met: Met) -> Result<Met> {
         let Met { mut rate_step, mut estimate, .. } = met;
         let weights = planned.weights as f64;
         let (limit, per_bit) = (self.limit(weights), weights / 8.0);
         let is_other = |index: usize| !self.tuned.contains_key(&index);
         let others = planned.plans.iter().filter(|(index, _)| is_other(*index));
         let others: usize = others.map(|(_, plan)| plan.view.elements()).sum();
+        let move_others = |planned: &mut Planned, more: i32| {
+            let plans = planned.plans.iter_mut().filter(|(index, _)| is_other(*index));
+            plans.for_each(|(_, plan)| plan.step += more);
+        };
         let (mut moved, mut best) = (0, None);
         for _ in 0..MAX_TRIES {
             let coded = self.pass(planned, rate_step, &estimate)?;
             let bytes = self.objective(&self.layout(&coded)?) as f64;
             if limit.is_infinite() || (limit - RATE_WINDOW * per_bit..=limit).contains(&bytes) {
-                return Ok(coded);
+                return Ok(Met { rate_step, estimate, coded });
             }
             if bytes <= limit {
-                best = Some(coded);
+                best = Some((rate_step, moved, coded));
             }
             // An octave is a bit a weight.
             let octaves = |weights: f64| (bytes - (limit - AIM * per_bit)) * 8.0 / weights * OCTAVE;
             let more = octaves(others.max(1) as f64).round() as i32;
             if others > 0 && (moved + more).abs() <= MAX_MOVED {
                 moved += more;
-                let plans = planned.plans.iter_mut().filter(|(index, _)| is_other(*index));
-                plans.for_each(|(_, plan)| plan.step += more);
+                move_others(planned, more);
             } else {
                 self.progress.warn("the rate is met with other steps than weights were tuned for, which makes up for less of what is lost");
                 rate_step += octaves(weights).round() as i32;
                 estimate = planned.sample.estimate(rate_step);
             }
         }
-        best.ok_or_else(|| {
+        let (rate_step, at, coded) = best.ok_or_else(|| {
             Error::input("no steps meet the target with the tuned weights").remedy("choose another rate")
-        })
+        })?;
+        move_others(planned, at - moved);
+        Ok(Met { rate_step, estimate: planned.sample.estimate(rate_step), coded })
     }
 
     /// About how many bytes count against the target at a rate, and the codec that suits it.
@@ -541,7 +546,7 @@ impl Job<'_> {
         let encoder = Encoder::new(codec, &estimate.rate, self.settings.code_rounds);
         let mut tally = codec.tally();
         let (mut streams, mut lane_states) = (0, 0);
-        let mut ldlq = vec![None; entries.len()];
+        let mut lost = vec![None; entries.len()];
         self.progress.begin("coding", planned.weights);
         let mut next = 0;
         for batch in self.batches() {
@@ -567,13 +572,13 @@ impl Job<'_> {
                 .par_chunks(tasks.len().div_ceil(PARTS))
                 .map(|tasks| {
                     let mut worker = Worker::new(&encoder);
-                    let (mut streams, mut reports) = (Vec::new(), Vec::new());
+                    let (mut streams, mut losses) = (Vec::new(), Vec::new());
                     for (i, tiles) in tasks {
                         let (coder, weights, index) = (&coders[*i], &loaded[*i], batch[*i].0);
-                        let rows = coder.tile_groups(tiles.start).map(|group| group.rows).next().unwrap_or(0);
-                        let dtype = self.source.tensor(index).dtype;
-                        let mut feedback =
-                            factors[*i].map(|factor| Feedback::new(coder, factor, dtype, rows, true));
+                        let mut feedback = factors[*i].map(|factor| {
+                            let rows = coder.band_rows(tiles.start / coder.plan.column_blocks()).len();
+                            Feedback::new(coder, factor, self.source.tensor(index).dtype, rows, true)
+                        });
                         for tile in tiles.clone() {
                             self.progress.check()?;
                             streams.push(worker.encode_tile(coder, weights, tile, feedback.as_mut()));
@@ -581,25 +586,16 @@ impl Job<'_> {
                                 coder.tile_groups(tile).map(|group| group.rows * group.lanes).sum();
                             self.progress.advance(done as u64);
                         }
-                        let (Some(with), Some(factor)) = (feedback, factors[*i]) else { continue };
-                        let mut without = Feedback::new(coder, factor, dtype, rows, false);
-                        worker.follow(coder, weights, tiles.clone(), &mut without);
-                        let (lost, lost_without, damping) = (with.lost, without.lost, factor.damping);
-                        reports.push((index, LdlqReport { lost, lost_without, damping }));
+                        losses.extend(feedback.map(|feedback| (index, feedback.lost)));
                     }
-                    Ok((streams, reports, worker.tally))
+                    Ok((streams, losses, worker.tally))
                 })
                 .collect();
             let mut encoded = Vec::new();
             for part in parts {
-                let (part, reports, part_tally) = part?;
+                let (part, losses, part_tally) = part?;
                 encoded.extend(part);
-                for (index, more) in reports {
-                    let report =
-                        ldlq[index].get_or_insert(LdlqReport { lost: 0.0, lost_without: 0.0, ..more });
-                    report.lost += more.lost;
-                    report.lost_without += more.lost_without;
-                }
+                losses.into_iter().for_each(|(index, more)| *lost[index].get_or_insert(0.0) += more);
                 tally.merge(&part_tally);
             }
             let mut encoded = encoded.into_iter();
@@ -623,7 +619,45 @@ impl Job<'_> {
         let items = items.into_inner().map_err(|error| cannot_spool(error.into_error()))?;
         let counts = tally.by_union(&codec.quantiser);
         let entropy_bits = counts.iter().map(|counts| counts.entropy() * counts.total() as f64).sum();
-        Ok(Coded { entries, codec: codec.to_bytes(), items, entropy_bits, streams, lane_states, ldlq })
+        Ok(Coded { entries, codec: codec.to_bytes(), items, entropy_bits, streams, lane_states, lost })
+    }
+
+    /// Of each tensor, what LDLQ did: what was lost, and what would have been without feedback at the same steps.
+    pub(super) fn ldlq_reports(&self, planned: &Planned, met: &Met) -> Result<Vec<Option<LdlqReport>>> {
+        let mut reports = vec![None; self.fates.len()];
+        if self.factors.is_none() {
+            return Ok(reports);
+        }
+        let Met { rate_step, estimate, coded } = met;
+        let encoder = Encoder::new(&estimate.codec, &estimate.rate, self.settings.code_rounds);
+        self.progress.begin("comparing", planned.weights);
+        let mut plans = planned.plans.iter();
+        for batch in self.batches() {
+            let plans: Vec<_> = plans.by_ref().take(batch.len()).collect();
+            let found: Vec<Option<LdlqReport>> = plans
+                .par_iter()
+                .map(|(index, plan)| {
+                    let (Some(factor), Some(lost)) = (self.factor_of(*index), coded.lost[*index]) else {
+                        return Ok(None);
+                    };
+                    let coder = TensorCoder::new(plan, *rate_step, planned.class_base(plan));
+                    let (weights, dtype) = (self.load(*index), self.source.tensor(*index).dtype);
+                    let mut worker = Worker::new(&encoder);
+                    let mut lost_without = 0.0;
+                    for band in 0..plan.bands() {
+                        self.progress.check()?;
+                        let rows = coder.band_rows(band).len();
+                        let mut open = Feedback::new(&coder, factor, dtype, rows, false);
+                        worker.follow(&coder, &weights, plan.band_tiles(band), &mut open);
+                        lost_without += open.lost;
+                    }
+                    self.progress.advance(weights.len() as u64);
+                    Ok(Some(LdlqReport { lost, lost_without, damping: factor.damping }))
+                })
+                .collect::<Result<_>>()?;
+            plans.iter().zip(found).for_each(|((index, _), report)| reports[*index] = report);
+        }
+        Ok(reports)
     }
 }
 
@@ -665,7 +699,7 @@ fn balance(
     }
 }
 
-fn cannot_spool(error: std::io::Error) -> Error {
+pub(super) fn cannot_spool(error: std::io::Error) -> Error {
     Error::input(format!("cannot write a temporary file: {error}"))
         .source(error)
         .remedy("free some space, or set TMPDIR to a folder on a larger disk")

@@ -12,10 +12,11 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
 use half::{bf16, f16};
 use memmap2::Mmap;
-use nwc_decode_core::DType;
+use nwc_decode_core::{DType, Element};
 use rayon::prelude::*;
 
 use super::encode::{Group, TensorCoder};
+use super::job::cannot_spool;
 use crate::coding::search::LANES;
 use crate::{Error, Result};
 
@@ -54,7 +55,7 @@ impl Factors {
         load: impl Fn(&'a str, usize) -> Result<Vec<f32>> + Sync,
         done: impl Fn(usize) -> Result<()> + Sync,
     ) -> Result<Self> {
-        let mut file = tempfile::tempfile().map_err(cannot_keep)?;
+        let mut file = tempfile::tempfile().map_err(cannot_spool)?;
         let mut by_name = HashMap::new();
         let mut offset = 0;
         // As many at a time as there are threads: each takes some copies of H in double precision.
@@ -69,13 +70,13 @@ impl Factors {
                 })
                 .collect::<Result<_>>()?;
             for (&(name, _), (diagonal, upper, damping)) in names.iter().zip(factored) {
-                file.write_all(bytemuck::cast_slice(&upper)).map_err(cannot_keep)?;
+                file.write_all(bytemuck::cast_slice(&upper)).map_err(cannot_spool)?;
                 by_name.insert(name.to_owned(), Entry { offset, diagonal, damping });
                 offset += upper.len() * size_of::<f32>();
             }
         }
         // SAFETY: the file is ours and has no name; nothing else writes to it while it is mapped.
-        let map = if offset == 0 { None } else { Some(unsafe { Mmap::map(&file) }.map_err(cannot_keep)?) };
+        let map = if offset == 0 { None } else { Some(unsafe { Mmap::map(&file) }.map_err(cannot_spool)?) };
         Ok(Self { map, by_name })
     }
 
@@ -85,12 +86,6 @@ impl Factors {
         let bytes = &self.map.as_ref()?[*offset..][..diagonal.len() * diagonal.len() * size_of::<f32>()];
         Some(Factor { diagonal, upper: bytemuck::cast_slice(bytes), damping: *damping })
     }
-}
-
-fn cannot_keep(error: std::io::Error) -> Error {
-    Error::input(format!("cannot write a temporary file: {error}"))
-        .source(error)
-        .remedy("free some space, or set TMPDIR to a folder on a larger disk")
 }
 
 /// D, U row-major, and the damping that it took.
@@ -257,14 +252,10 @@ pub(super) fn decoded(dtype: DType, value: f32, step: f32) -> f32 {
     let finite = |x: f32| x.clamp(f32::MIN, f32::MAX);
     let weight = finite(value * finite(step));
     match dtype {
-        DType::F16 => f16::from_f32(weight).to_f32().clamp(f16::MIN.to_f32(), f16::MAX.to_f32()),
-        DType::BF16 => finite_bf16(weight),
+        DType::F16 => <f16 as Element>::from_f32(weight).to_f32(),
+        DType::BF16 => <bf16 as Element>::from_f32(weight).to_f32(),
         _ => weight,
     }
-}
-
-fn finite_bf16(weight: f32) -> f32 {
-    bf16::from_f32(weight).to_f32().clamp(bf16::MIN.to_f32(), bf16::MAX.to_f32())
 }
 
 #[cfg(test)]

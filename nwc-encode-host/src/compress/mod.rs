@@ -254,13 +254,13 @@ pub fn compress_tuned(
             expanding.into_iter().for_each(|index| job.fates[index] = Fate::Raw);
             continue;
         }
-        let Some(tuner) = tuner else { return finish::write_and_check(&job, met.coded, out) };
+        let Some(tuner) = tuner else { return finish::write_and_check(&job, &planned, met, out) };
         let found = tuner.tune(&AtRate { job: &job, planned: &planned, met: &met })?;
         let (tuned, stored) = job.sort_tuned(found)?;
         let source = Replaced::new(source, stored);
         let job = Job { source: &source, tuned, ..job };
-        let coded = job.code_tuned(&mut planned, met)?;
-        return finish::write_and_check(&job, coded, out);
+        let met = job.code_tuned(&mut planned, met)?;
+        return finish::write_and_check(&job, &planned, met, out);
     }
 }
 

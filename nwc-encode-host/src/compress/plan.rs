@@ -5,6 +5,7 @@
 //! tends to be, and picks the probability table: its class.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use nwc_decode_core::{CHUNK_ROWS, SCALE_CODE_MAX, SCALE_CODE_MIN};
 
@@ -292,6 +293,11 @@ impl TensorPlan {
         self.bands() * self.column_blocks()
     }
 
+    /// The tiles of a band, side by side.
+    pub fn band_tiles(&self, band: usize) -> Range<usize> {
+        band * self.column_blocks()..(band + 1) * self.column_blocks()
+    }
+
     /// Number of lanes of a tile: the last ones of a band may have fewer columns.
     pub fn tile_lanes(&self, tile: usize) -> usize {
         let first = tile % self.column_blocks() * self.lanes * self.columns_per_lane;
@@ -575,6 +581,11 @@ mod tests {
     use super::*;
     use crate::synthetic::Source;
 
+    /// Measured where nothing is known of the steps that are wanted.
+    fn measured(view: View, weights: &[f32], alpha: f64, spacing: ClassSpacing) -> TensorPlan {
+        TensorPlan::measure(view, weights, &WantedSteps::default(), alpha, spacing, &Tuning::default())
+    }
+
     #[test]
     fn tiles_cover_the_matrix_and_lanes_are_long() {
         for (rows, columns) in [(1, 1), (1, 5000), (5000, 1), (96, 96), (4096, 4096), (151_936, 64), (17, 33)]
@@ -595,14 +606,7 @@ mod tests {
     fn equal_rows_and_columns_need_no_side_information() {
         let view = View { batch: 1, rows: 64, columns: 64, transposed: false, batched: false };
         let weights: Vec<f32> = (0..4096).map(|i| if (i / 3) % 2 == 0 { 0.5 } else { -0.5 }).collect();
-        let plan = TensorPlan::measure(
-            view,
-            &weights,
-            &WantedSteps::default(),
-            1.0,
-            ClassSpacing(0.25),
-            &Tuning::default(),
-        );
+        let plan = measured(view, &weights, 1.0, ClassSpacing(0.25));
         assert!(plan.row_scale.is_empty() && plan.column_class.is_empty() && plan.row_class.is_empty());
         assert_eq!(plan.step, -512);
     }
@@ -617,25 +621,11 @@ mod tests {
                 sign * if row < 64 { 4.0 } else { 1.0 } * if column < 128 { 2.0 } else { 1.0 }
             })
             .collect();
-        let plan = TensorPlan::measure(
-            view,
-            &weights,
-            &WantedSteps::default(),
-            1.0,
-            ClassSpacing(0.5),
-            &Tuning::default(),
-        );
+        let plan = measured(view, &weights, 1.0, ClassSpacing(0.5));
         let unit = 1 << plan.row_shift;
         assert_eq!(i32::from(plan.row_scale[0] - plan.row_scale[255]), 2 * unit);
         assert_eq!(plan.column_class[0] - plan.column_class[255], 2);
-        let flat = TensorPlan::measure(
-            view,
-            &weights,
-            &WantedSteps::default(),
-            0.0,
-            ClassSpacing(0.5),
-            &Tuning::default(),
-        );
+        let flat = measured(view, &weights, 0.0, ClassSpacing(0.5));
         assert!(flat.row_scale.is_empty());
         assert_eq!(flat.row_class[0] - flat.row_class[255], 4);
     }
@@ -651,14 +641,7 @@ mod tests {
                 sign * if token < 64 { 4.0 } else { 1.0 } * if dimension < 128 { 2.0 } else { 1.0 }
             })
             .collect();
-        let plan = TensorPlan::measure(
-            view,
-            &weights,
-            &WantedSteps::default(),
-            1.0,
-            ClassSpacing(0.5),
-            &Tuning::default(),
-        );
+        let plan = measured(view, &weights, 1.0, ClassSpacing(0.5));
         let unit = 1 << plan.column_shift;
         assert!(plan.row_scale.is_empty() && plan.column_class.is_empty());
         assert_eq!(i32::from(plan.column_scale[0] - plan.column_scale[255]), 2 * unit);
@@ -686,15 +669,12 @@ mod tests {
                 let rows = weights.chunks_exact_mut(view.columns).zip(latents.chunks_exact(LANES));
                 rows.for_each(|(to, from)| to[group * LANES..][..LANES].copy_from_slice(from));
             }
-            let plan = TensorPlan::measure(
-                view,
+            let plan = measured(view, &weights, 1.0, spacing).with_transform(
+                &Transform::Hadamard,
+                false,
                 &weights,
-                &WantedSteps::default(),
-                1.0,
-                spacing,
-                &Tuning::default(),
-            )
-            .with_transform(&Transform::Hadamard, false, &weights, &trial);
+                &trial,
+            );
             assert_eq!(plan.transform, wanted, "{groups} groups");
         }
     }

@@ -2,13 +2,11 @@
 
 use std::collections::HashMap;
 
-use nwc_decode_core::DType;
-
 use super::encode::{Encoder, TensorCoder, Worker};
 use super::job::{Job, Met, Planned};
 use super::plan::TensorPlan;
 use super::{Selection, View};
-use crate::tensors::{TensorInfo, TensorSource};
+use crate::tensors::{TensorInfo, TensorSource, from_f32};
 use crate::{Error, Result};
 
 /// The codec at the rate that was found, one tensor at a time.
@@ -91,17 +89,9 @@ impl<'a> Replaced<'a> {
     pub(super) fn new(source: &'a dyn TensorSource, values: HashMap<usize, Vec<f32>>) -> Self {
         let bytes = values
             .into_iter()
-            .map(|(index, values)| (index, to_bytes(source.tensor(index).dtype, &values)))
+            .map(|(index, values)| (index, from_f32(source.tensor(index).dtype, &values)))
             .collect();
         Self { source, bytes }
-    }
-}
-
-fn to_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
-    match dtype {
-        DType::F16 => values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect(),
-        DType::BF16 => values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
     }
 }
 
@@ -125,7 +115,7 @@ impl TensorSource for Replaced<'_> {
 
 #[cfg(test)]
 mod tests {
-    use nwc_decode_core::{Checks, Container, Limits};
+    use nwc_decode_core::{Checks, Container, DType, Limits};
 
     use super::super::{RATE_WINDOW, Settings, Target, compress_tuned};
     use super::*;
