@@ -26,8 +26,11 @@ pub enum Steps {
     Continuous,
 }
 
-/// What follows a tensor's name in the name of its outputs' importance.
-const OUTPUTS: &str = "/outputs";
+/// What follows a tensor's name in the name of its outputs' importance: squared gradients, summed over a sample.
+pub(crate) const OUTPUTS: &str = "/outputs";
+/// The same of tables that are looked up: summed over a row, and over a column.
+pub(crate) const ROWS: &str = "/rows";
+pub(crate) const COLUMNS: &str = "/columns";
 /// What the name of an expert's own moments begins with where the mixture's stand in for them: it is kept for merging.
 pub(crate) const OWN: &str = "nwc.own:";
 /// The entry of the metadata that says which tensors have the H of another: a JSON object of names.
@@ -88,6 +91,7 @@ impl Importance {
     pub fn open(path: &Path, steps: Steps) -> Result<Self> {
         let file = Model::open(path)?;
         let (mut diagonals, mut outputs, mut by_name) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (mut rows, mut columns) = (HashMap::new(), HashMap::new());
         for (index, tensor) in file.tensors().iter().enumerate() {
             let bad = |problem: String| {
                 let remedy = "give a diagonal [in] or a matrix [in, in] of F32 for each linear layer";
@@ -100,13 +104,15 @@ impl Importance {
                 continue;
             }
             // How many values one H has, and how far apart those of its diagonal are.
+            let is_outputs = tensor.name.ends_with(OUTPUTS);
             let (inputs, all, apart) = match tensor.shape[..] {
                 [inputs] => (inputs, inputs, 1),
+                [_, outputs] if is_outputs => (outputs, outputs, 1),
                 [batch, inputs] if batch != inputs => (inputs, inputs, 1),
                 [a, b] | [_, a, b] if a == b => (a, a * a, a + 1),
                 _ => return Err(bad(format!("has the shape {:?}", tensor.shape))),
             };
-            if tensor.shape.len() == 2 {
+            if tensor.shape.len() == 2 && !is_outputs {
                 by_name.insert(tensor.name.clone(), index);
             }
             let size = tensor.dtype.size();
@@ -119,10 +125,11 @@ impl Importance {
                     *sum += value / count;
                 }
             }
-            match tensor.name.strip_suffix(OUTPUTS) {
-                Some(name) => outputs.insert(name.to_owned(), values),
-                None => diagonals.insert(tensor.name.clone(), values),
-            };
+            let kinds = [(OUTPUTS, &mut outputs), (ROWS, &mut rows), (COLUMNS, &mut columns)];
+            let kind =
+                kinds.into_iter().find_map(|(suffix, all)| Some((tensor.name.strip_suffix(suffix)?, all)));
+            let (name, all) = kind.unwrap_or((&tensor.name, &mut diagonals));
+            all.insert(name.to_owned(), values);
         }
         for (name, first) in shared(&file).map_err(|error| error.file(path))? {
             let Some(diagonal) = diagonals.get(&first).cloned() else {
@@ -133,6 +140,30 @@ impl Importance {
             };
             by_name.get(&first).copied().map(|index| by_name.insert(name.clone(), index));
             diagonals.insert(name, diagonal);
+        }
+        for (name, columns) in columns {
+            let Some(rows) = rows.remove(&name) else { continue };
+            let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>();
+            let tied = outputs.contains_key(&name);
+            let inputs = diagonals.entry(name.clone()).or_insert(columns);
+            let scale = sum(inputs).recip();
+            let rows = rows.into_iter().map(|row| (f64::from(row) * scale) as f32);
+            if tied {
+                // A table that is the output layer too: errors of a row count in both.
+                outputs.get_mut(&name).into_iter().flatten().zip(rows).for_each(|(sum, row)| *sum += row);
+            } else {
+                outputs.insert(name, rows.collect());
+            }
+        }
+        // Of experts that were sent no tokens nothing is known.
+        outputs.retain(|_, values| values.iter().any(|value| *value != 0.0));
+        if let Some((name, _)) =
+            outputs.iter().find(|(_, values)| values.iter().any(|v| !(v.is_finite() && *v >= 0.0)))
+        {
+            return Err(Error::input("how much its outputs matter holds NaN, infinity or negative numbers")
+                .file(path)
+                .tensor(name)
+                .remedy("calibrate again"));
         }
         let importance = Self::new(steps, diagonals).map_err(|error| error.file(path))?;
         Ok(Self { outputs, matrices: Some(Arc::new(Matrices { file, by_name })), ..importance })

@@ -27,14 +27,19 @@ mod with_models {
     use burn::tensor::{Device, Tensor};
     use nwc_encode_host::atomic::AtomicFile;
     use nwc_encode_host::calibrate::{Settings, Work, calibrate};
+    use nwc_encode_host::evaluate::fidelity;
     use nwc_encode_host::forward::preprocess::Preprocessor;
     use nwc_encode_host::forward::tokenizer::Tokenizer;
     use nwc_encode_host::forward::{Embedding, Feed, Forward, Input, Linear, Part, Stage, Tokens, Weights};
     use nwc_encode_host::model::Model;
-    use nwc_encode_host::parameters::values;
+    use nwc_encode_host::parameters::{HostTensor, values};
     use nwc_encode_host::progress::{Progress, Silent};
+    use nwc_encode_host::samples::{Data, Limits};
     use nwc_encode_host::subject::with_subject;
     use nwc_encode_host::{Error, ErrorKind, Result};
+    use rand::SeedableRng;
+    use rand::distr::{Distribution, Uniform};
+    use rand_chacha::ChaCha8Rng;
     use safetensors::Dtype;
     use safetensors::tensor::TensorView;
     use serde_json::Value;
@@ -448,6 +453,99 @@ mod with_models {
         assert!(!path("x").exists());
     }
 
+    /// Normal numbers, nearly, of this deviation.
+    fn noise(count: usize, deviation: f64, seed: u64) -> impl Iterator<Item = f32> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let uniform = Uniform::new(-1.0, 1.0).unwrap();
+        (0..count).map(move |_| {
+            let sum: f64 = (0..3).map(|_| uniform.sample(&mut rng)).sum();
+            (sum * deviation) as f32
+        })
+    }
+
+    /// A copy of a model with noise on one of its tensors.
+    fn with_noise(from: &Path, to: &Path, tensor: &str, deviation: f64, seed: u64) {
+        fs::create_dir_all(to).unwrap();
+        fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
+        let model = Model::open(from).unwrap();
+        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = model
+            .tensors()
+            .iter()
+            .map(|info| {
+                let HostTensor { shape, mut values } = model.tensor(&info.name).unwrap();
+                if info.name == tensor {
+                    let count = values.len();
+                    values.iter_mut().zip(noise(count, deviation, seed)).for_each(|(w, noise)| *w += noise);
+                }
+                (info.name.clone(), shape, values.iter().flat_map(|w| w.to_le_bytes()).collect())
+            })
+            .collect();
+        let views = tensors
+            .iter()
+            .map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+        fs::write(to.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn importance_foretells_how_far_predictions_move() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ids.safetensors");
+        let (windows, length) = (64, 12);
+        write_ids(&path, &ids(windows * length, 4), &[windows, length]);
+        let data = Data::open(&path).unwrap();
+        for name in ["llama-scaled", "qwen3", "mixtral"] {
+            let (json, file) = calibrated(&dir, &tiny(name), &path, "--outputs");
+            let shared = file.json("nwc.shared");
+            let sum = |values: Vec<f32>| values.into_iter().map(f64::from).sum::<f64>();
+            let value = |name: String| file.0.tensor(&name).ok().map(|tensor| sum(tensor.values));
+            let mut foretold: BTreeMap<&str, f64> = BTreeMap::new();
+            for tensor in file.names() {
+                let Some((tensor, kind)) = tensor.split_once('/') else { continue };
+                let each = match kind {
+                    "outputs" => {
+                        let first = shared.get(tensor).map_or(tensor, |first| first.as_str().unwrap());
+                        let h = file.0.tensor(first).unwrap();
+                        let inputs = h.shape[0];
+                        let trace: f64 = h.values.iter().step_by(inputs + 1).map(|&h| f64::from(h)).sum();
+                        trace * value(format!("{tensor}/outputs")).unwrap()
+                    }
+                    "rows" => value(format!("{tensor}/rows")).unwrap(),
+                    _ => {
+                        // Squares, summed over rows first or over columns first.
+                        let [rows, columns] =
+                            ["rows", "columns"].map(|kind| value(format!("{tensor}/{kind}")));
+                        let ratio = rows.unwrap() / columns.unwrap();
+                        assert!((ratio - 1.0).abs() < 1e-4, "{name} {tensor}: {ratio}");
+                        continue;
+                    }
+                };
+                *foretold.entry(tensor).or_default() += each;
+            }
+            let of_outputs = file.names().iter().filter(|tensor| tensor.ends_with("/outputs")).count();
+            assert_eq!(json["outputs"], of_outputs, "{name}");
+            for (tensor, squares) in foretold {
+                // A thousandth of a nat a sample, if all is right.
+                let deviation = (2.0 * 1e-3 / squares).sqrt();
+                let draws = 6;
+                let mut moved = 0.0;
+                for seed in 0..draws {
+                    let noisy = dir.path().join("noisy");
+                    with_noise(&tiny(name), &noisy, tensor, deviation, seed);
+                    let found = with_subject(&noisy, |noisy| {
+                        with_subject(&tiny(name), |original| {
+                            fidelity(noisy, original, Some(&data), Limits::default(), &Silent)
+                        })
+                    });
+                    moved += found.unwrap().divergence().unwrap() * length as f64 / draws as f64;
+                }
+                assert!(
+                    (0.7e-3..1.5e-3).contains(&moved),
+                    "{name} {tensor}: {moved:.2e} for {deviation:.1e}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn diagonals_are_those_of_the_matrices() {
         let dir = tempfile::tempdir().unwrap();
@@ -489,11 +587,12 @@ mod with_models {
         let data = dir.path().join("images.safetensors");
         write_images(&data, 70, 32, &["a photo of a cat", "the frog"]);
         let work = |resume| Work { folder: dir.path().join("work"), resume, force: false };
+        let settings = Settings { outputs: true, ..Settings::default() };
         let run = |name: &str, resume: bool, progress: &dyn Progress| -> Result<Vec<u8>> {
             let path = dir.path().join(name);
             let mut output = AtomicFile::create(&path, true)?;
             let (_, finished) = with_subject(&clip_mini(), |subject| {
-                calibrate(subject, &data, Settings::default(), &work(resume), &mut output, progress)
+                calibrate(subject, &data, settings, &work(resume), &mut output, progress)
             })?;
             output.commit()?;
             finished.remove();
@@ -504,9 +603,9 @@ mod with_models {
         // Before anything is done there is nothing to go on from.
         let error = run("part", false, &Stops(0.into())).unwrap_err();
         assert!(error.kind == ErrorKind::Interrupted && !dir.path().join("work").exists(), "{error}");
-        // In the text part, at its end, and in each stage of the vision part.
+        // On the way through the text part and back, and through the vision part and back.
         let mut resumed = false;
-        for stop in [3, 3, 2, 4, 5, 100] {
+        for stop in [2, 3, 2, 4, 5, 9, 6, 3, 100] {
             match run("part", resumed, &Stops(stop.into())) {
                 Ok(bytes) => assert!(stop == 100 && bytes == whole),
                 Err(error) => {
@@ -526,7 +625,9 @@ mod with_models {
         assert!(text.contains("add --resume to go on, or --force"), "{text}");
         let text = refusal(dir.path(), &format!("{line} --work-dir work --resume --samples 4"));
         assert!(text.contains("was written with --samples none, now it is 4"), "{text}");
-        let output = common::run(dir.path(), &format!("{line} --work-dir work --resume --jobs 1"));
+        let text = refusal(dir.path(), &format!("{line} --work-dir work --resume"));
+        assert!(text.contains("was written with --outputs true, now it is false"), "{text}");
+        let output = common::run(dir.path(), &format!("{line} --work-dir work --resume --outputs --jobs 1"));
         assert!(output.status.success() && fs::read(dir.path().join("part")).unwrap() == whole);
     }
 
@@ -573,7 +674,7 @@ mod with_models {
         // The text part is done by then.
         let stderr = String::from_utf8(common::run(dir.path(), line).stderr).unwrap();
         assert!(stderr.contains("error: images/d.png: ") && stderr.contains("PNG or JPEG"), "{stderr}");
-        assert!(stderr.contains("warning: x.checkpoint: 4 of 10 stages are kept; add --resume"), "{stderr}");
+        assert!(stderr.contains("warning: x.checkpoint: 4 of 10 steps are kept; add --resume"), "{stderr}");
         fs::remove_file(folder.join("d.png")).unwrap();
         let text = refusal(dir.path(), &format!("{line} --resume"));
         assert!(text.contains("x.checkpoint/state.safetensors: was written with --data "), "{text}");
@@ -685,7 +786,7 @@ mod with_models {
             report["relative_error"].as_f64().unwrap()
         };
         let data = images().display().to_string();
-        calibrated(&dir, &clip_mini(), &images(), "--samples 64");
+        calibrated(&dir, &clip_mini(), &images(), "--samples 64 --outputs");
         compress("--hessians h");
         let by_file = fs::read(dir.path().join("a.nwc")).unwrap();
         let report = compress(&format!("--calib {data} --samples 64"));

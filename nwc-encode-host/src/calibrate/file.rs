@@ -23,7 +23,7 @@ const TOKENS: &str = "nwc.tokens";
 const SAMPLES: &str = "nwc.samples";
 const LAYOUT: &str = "nwc.layout";
 
-/// Writes a file; `values` gives those of each tensor. Returns its size; the caller commits it.
+/// Writes a file; `values` gives those of each tensor of the plan, `means` those of each of the layout's sums. Returns its size; the caller commits it.
 ///
 /// # Errors
 /// The operating system's, or as `values`.
@@ -33,6 +33,7 @@ pub(super) fn write(
     plan: &Plan,
     model: &str,
     mut values: impl FnMut(&Output) -> Result<Vec<f32>>,
+    mut means: impl FnMut(&str) -> Vec<f32>,
 ) -> Result<u64> {
     let json = |value: serde_json::Result<String>| value.expect("maps with strings as keys");
     let sum = |groups: &[&Group]| groups.iter().map(|group| group.tokens).sum();
@@ -45,9 +46,13 @@ pub(super) fn write(
         (LAYOUT.to_owned(), json(serde_json::to_string(layout))),
     ]);
     let outputs = plan.outputs.iter();
-    let tensors: Vec<TensorLayout<'_>> =
-        outputs.map(|output| (output.name.as_str(), DType::F32, &output.shape[..])).collect();
-    write_tensors(file, &metadata, &tensors, |index| values(&plan.outputs[index]))
+    let outputs = outputs.map(|output| (output.name.as_str(), DType::F32, &output.shape[..]));
+    let sums = layout.sums.iter().map(|(name, sums)| (name.as_str(), DType::F32, &sums.shape[..]));
+    let tensors: Vec<TensorLayout<'_>> = outputs.chain(sums).collect();
+    write_tensors(file, &metadata, &tensors, |index| match plan.outputs.get(index) {
+        Some(output) => values(output),
+        None => Ok(means(tensors[index].0)),
+    })
 }
 
 /// Writes a .safetensors file of F32 tensors, one after the other; `values` gives those of each. Returns its size.
@@ -134,11 +139,17 @@ impl Moments {
         }
         let plan = layout.plan();
         let mut places = HashMap::new();
-        for output in &plan.outputs {
-            let found = file.find(&output.name).filter(|&index| {
+        let find = |name: &str, shape: &Vec<usize>| {
+            file.find(name).filter(|&index| {
                 let tensor = &file.tensors()[index];
-                (tensor.dtype, &tensor.shape) == (DType::F32, &output.shape)
-            });
+                (tensor.dtype, &tensor.shape) == (DType::F32, shape)
+            })
+        };
+        if let Some((name, _)) = layout.sums.iter().find(|(name, sums)| find(name, &sums.shape).is_none()) {
+            return Err(bad("is damaged").tensor(name));
+        }
+        for output in &plan.outputs {
+            let found = find(&output.name, &output.shape);
             let Some(found) = found.filter(|_| output.parts.iter().all(|part| !part.is_empty())) else {
                 return Err(bad("is damaged").tensor(&output.name));
             };
@@ -198,13 +209,30 @@ pub(super) fn merge(
     }
     let plan = layout.plan();
     progress.begin("merging", plan.outputs.len() as u64);
-    let bytes = write(output, &layout, &plan, &files[0].model, |tensor| {
-        progress.check()?;
-        progress.advance(1);
-        values(tensor, &layout, |sum, group| {
-            files.iter().for_each(|file| file.add(group, sum));
-            Ok(())
-        })
-    })?;
+    let bytes = write(
+        output,
+        &layout,
+        &plan,
+        &files[0].model,
+        |tensor| {
+            progress.check()?;
+            progress.advance(1);
+            values(tensor, &layout, |sum, group| {
+                files.iter().for_each(|file| file.add(group, sum));
+                Ok(())
+            })
+        },
+        |name| {
+            let samples = layout.sums[name].samples.max(1) as f64;
+            let mut mean = Vec::new();
+            for file in &files {
+                let share = file.layout.sums[name].samples as f64 / samples;
+                let values = file.tensor(name).expect("it was found when the file was opened");
+                mean.resize(values.len(), 0.0);
+                mean.iter_mut().zip(values).for_each(|(sum, value)| *sum += f64::from(value) * share);
+            }
+            mean.into_iter().map(|value| value as f32).collect()
+        },
+    )?;
     Ok((layout, plan, bytes))
 }

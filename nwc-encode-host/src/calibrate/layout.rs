@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::importance::OWN;
+pub(super) use crate::importance::{COLUMNS, OUTPUTS, ROWS};
 
 /// An expert with fewer tokens than this times its inputs takes the mixture's moments: with fewer than one a matrix has no full rank, and
 /// its diagonal is mostly chance.
@@ -35,6 +36,15 @@ pub struct Mixture {
     pub members: Vec<usize>,
 }
 
+/// Squared gradients, summed over the positions of a sample: the mean over samples.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sums {
+    /// Dimensions of the tensor.
+    pub shape: Vec<usize>,
+    /// Sequences or images that it is of.
+    pub samples: u64,
+}
+
 /// All of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
@@ -44,6 +54,9 @@ pub struct Layout {
     pub groups: Vec<Group>,
     /// Experts.
     pub mixtures: Vec<Mixture>,
+    /// How much outputs matter, and rows and columns of tables: by the names of the file's tensors.
+    #[serde(default)]
+    pub sums: BTreeMap<String, Sums>,
 }
 
 /// An expert for which its layer's mixture stands in.
@@ -96,12 +109,12 @@ impl Layout {
     /// Adds what another has.
     pub fn append(&mut self, other: &Self) {
         let offset = self.groups.len();
-        self.diagonal = other.diagonal;
         self.groups.extend(other.groups.iter().cloned());
         self.mixtures.extend(other.mixtures.iter().map(|mixture| Mixture {
             whole: mixture.whole.map(|group| group + offset),
             members: mixture.members.iter().map(|group| group + offset).collect(),
         }));
+        self.sums.extend(other.sums.clone());
     }
 
     /// Adds the tokens of another run of the same model; false if it is of something else.
@@ -110,6 +123,7 @@ impl Layout {
         let bare = |layout: &Self| {
             let mut layout = layout.clone();
             layout.groups.iter_mut().for_each(|group| (group.tokens, group.samples) = (0, 0));
+            layout.sums.values_mut().for_each(|sums| sums.samples = 0);
             layout
         };
         if bare(self) != bare(other) {
@@ -118,6 +132,9 @@ impl Layout {
         for (group, other) in self.groups.iter_mut().zip(&other.groups) {
             group.tokens += other.tokens;
             group.samples += other.samples;
+        }
+        for (sums, other) in self.sums.values_mut().zip(other.sums.values()) {
+            sums.samples += other.samples;
         }
         true
     }
@@ -236,6 +253,7 @@ mod tests {
             diagonal: false,
             groups,
             mixtures: vec![Mixture { whole: Some(0), members: vec![1, 2, 3] }],
+            sums: BTreeMap::new(),
         };
         let names = |plan: &Plan| -> Vec<String> { plan.outputs.iter().map(|o| o.name.clone()).collect() };
         let plan = layout.plan();
@@ -271,6 +289,7 @@ mod tests {
             diagonal: true,
             groups: vec![stacked(0, 9), stacked(1, 3)],
             mixtures: vec![Mixture { whole: None, members: vec![0, 1] }],
+            sums: BTreeMap::new(),
         };
         let plan = layout.plan();
         assert_eq!(plan.outputs[0].shape, [2, 4]);

@@ -1,12 +1,14 @@
-//! Calibration: the second moments H = E[x x^T] of what goes into the linear maps of a model, by running it on samples.
+//! Calibration: the second moments H = E[x x^T] of what goes into the linear maps of a model, by running it on samples; and perhaps how much
+//! what comes out of them matters, by running it backwards.
 //!
 //! One stage of a tower is in memory at a time, and the hidden states of all samples. Products are summed in f32 over a few hundred
-//! tokens, and these sums in f64. What each finished stage gave is kept in a folder, from which an interrupted calibration goes on; the
+//! tokens, and these sums in f64. What each finished step gave is kept in a folder, from which an interrupted calibration goes on; the
 //! file does not depend on whether it was interrupted, nor on the number of threads.
 
 mod checkpoint;
 mod collect;
 mod file;
+mod gradients;
 pub mod layout;
 mod moment;
 
@@ -27,6 +29,7 @@ use crate::{Error, ErrorKind, Result};
 use checkpoint::{Checkpoint, Position};
 use collect::{Collector, Rows};
 use file::Moments;
+use gradients::Gradients;
 use layout::{Fallback, Layout, Plan};
 
 /// How to calibrate.
@@ -36,6 +39,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Only diagonals.
     pub diagonal: bool,
+    /// How much outputs matter too.
+    pub outputs: bool,
 }
 
 /// Where a calibration is kept until it is finished.
@@ -87,6 +92,11 @@ impl Report {
     pub fn layers(&self) -> usize {
         let names = self.layout.groups.iter().flat_map(|group| &group.names);
         names.collect::<std::collections::HashSet<_>>().len()
+    }
+
+    /// Tensors of whose outputs it is known how much they matter.
+    pub fn outputs(&self) -> usize {
+        self.layout.sums.keys().filter(|name| name.ends_with(layout::OUTPUTS)).count()
     }
 
     /// Sequences and images.
@@ -183,7 +193,7 @@ impl<'a> Part<'a> {
 struct Job<'a> {
     subject: &'a Subject<'a>,
     parts: Vec<Part<'a>>,
-    diagonal: bool,
+    settings: Settings,
     /// What tells the model from others.
     model: String,
     checkpoint: Checkpoint,
@@ -191,65 +201,114 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Runs what is left, and keeps what each stage gave.
-    fn run(&self, position: &mut Position, mut hidden: Vec<Tensor<Flex, 3>>) -> Result<()> {
-        let units = |part: &Part<'_>| (part.stages() * part.batches()) as u64;
+    /// Steps of a tower.
+    fn steps(&self, part: &Part<'_>) -> usize {
+        part.stages() * if self.settings.outputs { 2 } else { 1 }
+    }
+
+    /// Steps of all towers.
+    fn all_steps(&self) -> usize {
+        self.parts.iter().map(|part| self.steps(part)).sum()
+    }
+
+    /// Runs what is left, and keeps what each step gave.
+    fn run(&self, position: &mut Position) -> Result<()> {
+        let units = |part: &Part<'_>| (self.steps(part) * part.batches()) as u64;
         self.progress.begin("calibrating", self.parts.iter().map(units).sum());
         let before = self.parts[..position.tower].iter().map(units).sum::<u64>();
-        let in_tower = self.parts.get(position.tower).map_or(0, Part::batches) * position.stage;
+        let in_tower = self.parts.get(position.tower).map_or(0, Part::batches) * position.step;
         self.progress.advance(before + in_tower as u64);
+        let mut hidden = if position.done > 0 { self.checkpoint.hidden(position.done)? } else { Vec::new() };
         while let Some(part) = self.parts.get(position.tower) {
-            let batches: &dyn Batches<Flex> = &part.samples;
-            let mut stream =
-                Stream::new(part.tower, self.subject.weights, batches, &Device::<Flex>::default());
-            stream.resume(std::mem::take(&mut hidden));
-            while position.stage < part.stages() {
-                let groups = part.stage(position.stage).groups();
-                let mut collector = Collector::new(groups, self.diagonal, &part.relevant, self.progress);
-                let is_head = position.stage + 1 == part.stages();
-                if is_head {
-                    let head = stream.head()?;
-                    for index in 0..batches.count() {
-                        stream.features(&head, index, &mut collector)?;
+            while position.step < self.steps(part) {
+                let stages = part.stages();
+                // The first of the tower's steps.
+                let first = position.done - position.step;
+                let step = self.checkpoint.step(position.done);
+                let mut forget = Vec::new();
+                if position.step < stages {
+                    let collector;
+                    (collector, hidden) = self.forward(part, position.step, hidden)?;
+                    self.keep(collector, part, &step)?;
+                    if !self.settings.outputs {
+                        forget.push(position.done);
                     }
                 } else {
-                    stream.run(position.stage, &mut collector)?;
+                    let stage = 2 * stages - 1 - position.step;
+                    let inputs = if stage > 0 { self.checkpoint.hidden(first + stage)? } else { Vec::new() };
+                    let sums;
+                    (sums, hidden) =
+                        gradients::back(part, stage, self.subject.weights, &inputs, &hidden, self.progress)?;
+                    self.keep_gradients(sums, part, &step)?;
+                    forget.extend([first + stage, position.done]);
                 }
-                self.keep(collector, part, position.done)?;
-                position.stage += 1;
+                position.step += 1;
                 position.done += 1;
-                if !is_head {
-                    self.checkpoint.write(*position, stream.hidden())?;
-                }
+                self.checkpoint.write(*position, &hidden)?;
+                self.checkpoint.forget(forget);
             }
-            *position = Position { tower: position.tower + 1, stage: 0, ..*position };
-            self.checkpoint.write(*position, &[])?;
+            *position = Position { tower: position.tower + 1, step: 0, ..*position };
+            hidden.clear();
+            self.checkpoint.write(*position, &hidden)?;
         }
         Ok(())
     }
 
+    /// Runs one stage: what was collected, and the hidden states after it; after the last one there are none.
+    fn forward<'p>(
+        &'p self,
+        part: &'p Part<'_>,
+        stage: usize,
+        hidden: Vec<Tensor<Flex, 3>>,
+    ) -> Result<(Collector<'p>, Vec<Tensor<Flex, 3>>)> {
+        let batches: &dyn Batches<Flex> = &part.samples;
+        let mut stream = Stream::new(part.tower, self.subject.weights, batches, &Device::<Flex>::default());
+        stream.resume(hidden);
+        let groups = part.stage(stage).groups();
+        let mut collector = Collector::new(groups, self.settings.diagonal, &part.relevant, self.progress);
+        if stage + 1 < part.stages() {
+            stream.run(stage, &mut collector)?;
+            return Ok((collector, stream.into_hidden()));
+        }
+        let head = stream.head()?;
+        for index in 0..batches.count() {
+            stream.features(&head, index, &mut collector)?;
+        }
+        Ok((collector, Vec::new()))
+    }
+
     /// Writes what a stage gave.
-    fn keep(&self, collector: Collector<'_>, part: &Part<'_>, number: usize) -> Result<()> {
-        let (layout, moments) = collector.finish(self.diagonal, part.samples.count as u64);
-        let mut file = AtomicFile::create(&self.checkpoint.stage(number), true)?;
-        file::write(&mut file, &layout, &layout.plan(), &self.model, |output| {
+    fn keep(&self, collector: Collector<'_>, part: &Part<'_>, path: &Path) -> Result<()> {
+        let (layout, moments) = collector.finish(self.settings.diagonal, part.samples.count as u64);
+        let values = |output: &layout::Output| {
             file::values(output, &layout, |sum, group| {
                 sum.add_moment(&moments[group]);
                 Ok(())
             })
-        })?;
+        };
+        let mut file = AtomicFile::create(path, true)?;
+        file::write(&mut file, &layout, &layout.plan(), &self.model, values, |_| Vec::new())?;
         file.commit()
     }
 
-    /// Puts the files of all stages together.
+    /// Writes what a stage gave on the way back.
+    fn keep_gradients(&self, sums: Gradients, part: &Part<'_>, path: &Path) -> Result<()> {
+        let (layout, mut means) = sums.finish(part.samples.count as u64);
+        let mut file = AtomicFile::create(path, true)?;
+        let means = |name: &str| means.remove(name).unwrap_or_default();
+        file::write(&mut file, &layout, &Plan::default(), &self.model, |_| Ok(Vec::new()), means)?;
+        file.commit()
+    }
+
+    /// Puts the files of all steps together.
     fn assemble(&self, left_out: Vec<String>, output: &mut AtomicFile) -> Result<Report> {
-        let mut layout = Layout { diagonal: self.diagonal, ..Layout::default() };
+        let mut layout = Layout { diagonal: self.settings.diagonal, ..Layout::default() };
         let mut towers = Vec::new();
         let mut files = Vec::new();
         for part in &self.parts {
             let mut tokens = 0;
-            for _ in 0..part.stages() {
-                let path = self.checkpoint.stage(files.len());
+            for _ in 0..self.steps(part) {
+                let path = self.checkpoint.step(files.len());
                 let file = Moments::open(&path)?;
                 if file.model != self.model {
                     return Err(Error::input("is of another model")
@@ -264,11 +323,15 @@ impl Job<'_> {
             towers.push(TowerReport { tower: part.tower.name.to_owned(), samples, tokens });
         }
         let plan = layout.plan();
-        let bytes = file::write(output, &layout, &plan, &self.model, |tensor| {
+        let find = |name: &str| {
+            let values = files.iter().find_map(|file| file.tensor(name));
+            values.expect("the plan of all steps is that of each")
+        };
+        let values = |output: &layout::Output| {
             self.progress.check()?;
-            let values = files.iter().find_map(|file| file.tensor(&tensor.name));
-            Ok(values.expect("the plan of all stages is that of each"))
-        })?;
+            Ok(find(&output.name))
+        };
+        let bytes = file::write(output, &layout, &plan, &self.model, values, find)?;
         Ok(Report { towers, left_out, layout, plan, bytes })
     }
 }
@@ -320,16 +383,17 @@ pub fn calibrate(
         ("--samples", limit(settings.limits.samples)),
         ("--length", limit(settings.limits.length)),
         ("--diagonal", settings.diagonal.to_string()),
+        ("--outputs", settings.outputs.to_string()),
     ];
     let options = options.map(|(option, value)| (option.to_owned(), value)).to_vec();
     let checkpoint = Checkpoint::new(&work.folder, options)?;
-    let stages: usize = parts.iter().map(Part::stages).sum();
-    let (mut position, hidden) = if work.resume { checkpoint.read()? } else { Default::default() };
+    let mut position = if work.resume { checkpoint.read()? } else { Position::default() };
     if !work.resume {
-        checkpoint.write(position, &hidden)?;
+        checkpoint.write(position, &[])?;
     }
-    let job = Job { subject, parts, diagonal: settings.diagonal, model, checkpoint, progress };
-    let ran = job.run(&mut position, hidden).map_err(|error| match error.kind {
+    let job = Job { subject, parts, settings, model, checkpoint, progress };
+    let steps = job.all_steps();
+    let ran = job.run(&mut position).map_err(|error| match error.kind {
         // What names no file is wrong with the data: what is wrong with a model names it.
         ErrorKind::Input => error.file(path),
         ErrorKind::Check | ErrorKind::Interrupted => error,
@@ -343,14 +407,14 @@ pub fn calibrate(
             return Err(error);
         }
         Err(error) if error.kind == ErrorKind::Interrupted => {
-            let problem = format!("interrupted after {} of {stages} stages, which are kept", position.done);
+            let problem = format!("interrupted after {} of {steps} steps, which are kept", position.done);
             let mut error = Error::input(problem).file(&work.folder).remedy("add --resume to go on");
             error.kind = ErrorKind::Interrupted;
             return Err(error);
         }
         Err(error) => {
             progress.warn(&format!(
-                "{}: {} of {stages} stages are kept; add --resume to go on once that is mended, or --force to start over",
+                "{}: {} of {steps} steps are kept; add --resume to go on once that is mended, or --force to start over",
                 work.folder.display(),
                 position.done
             ));
@@ -358,20 +422,20 @@ pub fn calibrate(
         }
     };
     warn_of_fallbacks(&report.plan.fallbacks, progress);
-    Ok((report, Finished { checkpoint: job.checkpoint, stages }))
+    Ok((report, Finished { checkpoint: job.checkpoint, steps }))
 }
 
 /// The checkpoint of a calibration that is finished.
 #[derive(Debug)]
 pub struct Finished {
     checkpoint: Checkpoint,
-    stages: usize,
+    steps: usize,
 }
 
 impl Finished {
     /// Removes it, once the output has its name.
     pub fn remove(self) {
-        self.checkpoint.remove(self.stages);
+        self.checkpoint.remove(self.steps);
     }
 }
 

@@ -381,7 +381,7 @@ mod calibrated {
             let resume = args.calibration.resume && checkpoint.is_dir();
             let work = Work { folder: checkpoint, resume, force: args.force };
             let mut output = AtomicFile::create(&hessians, args.calibration.resume || args.force)?;
-            let settings = Settings { limits, diagonal: false };
+            let settings = Settings { limits, diagonal: false, outputs: true };
             let (_, finished) = with_subject(&args.model, |subject| {
                 calibrate(subject, data, settings, &work, &mut output, progress)
             })?;

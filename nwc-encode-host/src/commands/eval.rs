@@ -161,7 +161,8 @@ mod with_models {
                 })?;
                 let json = json!({
                     "task": "fidelity", "metric": "cosine", "value": found.cosine(), "n": found.n(),
-                    "relative_error": found.relative_error(), "towers": found.towers, "random": found.random,
+                    "relative_error": found.relative_error(), "divergence": found.divergence(),
+                    "towers": found.towers, "random": found.random,
                 });
                 let mut text = format!(
                     "mean cosine {:.6}, relative error {:.4e} of {} outputs",
@@ -171,6 +172,9 @@ mod with_models {
                 );
                 if found.random {
                     text.push_str(" of random inputs");
+                }
+                if let Some(divergence) = found.divergence() {
+                    let _ = write!(text, ", divergence {divergence:.6} nats a token");
                 }
                 Ok((json, text))
             }

@@ -2,10 +2,11 @@
 
 use burn::backend::Flex;
 use burn::tensor::Device;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{normalise, outputs, sections, units};
-use crate::forward::{Batches, Quiet, Stream, Tower};
+use crate::forward::{Batches, NoTaps, Quiet, Stream, Tower};
 use crate::progress::Progress;
 use crate::samples::{Data, Limits, Samples, window};
 use crate::subject::Subject;
@@ -35,6 +36,9 @@ pub struct TowerFidelity {
     pub cosine: f64,
     /// Length of all differences over the length of all outputs of the reference.
     pub relative_error: f64,
+    /// Of language models: mean Kullback-Leibler divergence of the predictions from the reference's, in nats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<f64>,
 }
 
 impl Fidelity {
@@ -51,6 +55,11 @@ impl Fidelity {
     /// Mean over all outputs, of the squares of towers.
     pub fn relative_error(&self) -> f64 {
         self.mean(|tower| tower.relative_error * tower.relative_error).sqrt()
+    }
+
+    /// Of a language model.
+    pub fn divergence(&self) -> Option<f64> {
+        self.towers.iter().find_map(|tower| tower.divergence)
     }
 
     fn mean(&self, of: impl Fn(&TowerFidelity) -> f64) -> f64 {
@@ -109,6 +118,7 @@ fn compare(
 ) -> Result<TowerFidelity> {
     let device = Device::<Flex>::default();
     let (mut n, mut cosines, mut difference, mut energy) = (0, 0.0, 0.0, 0.0);
+    let mut divergence = tower.head.predicts().map(|_| 0.0);
     let square = |x: f32| f64::from(x) * f64::from(x);
     for section in sections(tower, samples) {
         let mut stream = Stream::new(tower, subject.weights, &section, &device);
@@ -121,7 +131,7 @@ fn compare(
             let wanted = wanted.features(&wanted_head, index, &mut Quiet(progress))?;
             outputs(tower, &head, &features, |rows, out, mut found| {
                 let some = wanted.clone().slice_dim(0, rows);
-                let wanted = other.head.project(&wanted_head, some);
+                let wanted = other.head.project(&wanted_head, some, &mut NoTaps);
                 let mut wanted = crate::parameters::values(&wanted);
                 if found.len() != wanted.len() {
                     return Err(Error::input("has outputs of other dimensions than the model")
@@ -131,6 +141,12 @@ fn compare(
                 if unit {
                     normalise(&mut found, out);
                     normalise(&mut wanted, out);
+                }
+                if let Some(divergence) = &mut divergence {
+                    let rows = found.par_chunks(out).zip(wanted.par_chunks(out));
+                    let of_rows: Vec<f64> =
+                        rows.map(|(found, wanted)| divergence_of(wanted, found)).collect();
+                    *divergence += of_rows.iter().sum::<f64>();
                 }
                 for (a, b) in found.chunks(out).zip(wanted.chunks(out)) {
                     let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
@@ -150,5 +166,21 @@ fn compare(
         n,
         cosine: cosines / n as f64,
         relative_error: (difference / energy).sqrt(),
+        divergence: divergence.map(|sum| sum / n as f64),
     })
+}
+
+/// The Kullback-Leibler divergence, in nats, of the predictions that have the logits `q` from those that have `p`.
+fn divergence_of(p: &[f32], q: &[f32]) -> f64 {
+    let log_sum = |logits: &[f32]| {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
+        f64::from(largest) + sum.ln()
+    };
+    let (p_sum, q_sum) = (log_sum(p), log_sum(q));
+    let terms = p.iter().zip(q).map(|(&p, &q)| {
+        let (p, q) = (f64::from(p) - p_sum, f64::from(q) - q_sum);
+        p.exp() * (p - q)
+    });
+    terms.sum()
 }

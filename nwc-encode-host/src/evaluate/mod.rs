@@ -13,7 +13,7 @@ use burn::backend::Flex;
 use burn::tensor::{Device, Tensor};
 
 use crate::Result;
-use crate::forward::{Batches, Embedding, Input, Quiet, Stream, Tokens, Tower};
+use crate::forward::{Batches, Embedding, Input, NoTaps, Quiet, Stream, Tokens, Tower};
 use crate::parameters::{Parameters, values};
 use crate::progress::Progress;
 use crate::samples::Samples;
@@ -101,7 +101,7 @@ fn outputs(
     let size = (LOGITS / out).max(1);
     for first in (0..rows).step_by(size) {
         let range = first..(first + size).min(rows);
-        let some = tower.head.project(head, features.clone().slice_dim(0, range.clone()));
+        let some = tower.head.project(head, features.clone().slice_dim(0, range.clone()), &mut NoTaps);
         each(range, out, values(&some))?;
     }
     Ok(())

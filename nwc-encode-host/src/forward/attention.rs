@@ -75,8 +75,8 @@ impl Attention {
         let [tokens, _] = x.dims();
         let length = tokens / batch;
         taps.inputs(&self.groups()[0], x);
-        let heads = |linear: &Linear, count: usize, norm: Option<&Norm>| {
-            let y = linear.apply(parameters, x.clone());
+        let mut heads = |linear: &Linear, count: usize, norm: Option<&Norm>| {
+            let y = linear.apply(parameters, x.clone(), taps);
             let dim = linear.outputs() / count;
             let y = match norm {
                 Some(norm) => norm.apply(parameters, y.reshape([tokens * count, dim])),
@@ -96,7 +96,7 @@ impl Attention {
         let sinks = self.sinks.as_ref().map(|name| parameters.get(name));
         let joined = attend(query, key, value, hidden, sinks);
         taps.inputs(&self.groups()[1], &joined);
-        self.output.apply(parameters, joined)
+        self.output.apply(parameters, joined, taps)
     }
 
     /// True where a position `[batch, 1, from, to]` is not looked at; none if all are.

@@ -63,7 +63,9 @@ impl Embedding {
         taps: &mut dyn Taps<B>,
     ) -> Result<Tensor<B, 3>> {
         match (self, input) {
-            (Self::Tokens(embedding), Input::Tokens(tokens)) => embedding.forward(parameters, tokens, device),
+            (Self::Tokens(embedding), Input::Tokens(tokens)) => {
+                embedding.forward(parameters, tokens, device, taps)
+            }
             (Self::Patches(embedding), Input::Pixels(pixels)) => embedding.forward(parameters, pixels, taps),
             (Self::Tokens(_), Input::Pixels(_)) => {
                 Err(Error::input("this part of the model takes texts, not images"))
@@ -104,6 +106,7 @@ impl TokenEmbedding {
         parameters: &Parameters<B>,
         tokens: &Tokens,
         device: &B::Device,
+        taps: &mut dyn Taps<B>,
     ) -> Result<Tensor<B, 3>> {
         let (texts, length) = (tokens.texts(), tokens.length());
         let [vocabulary, width] = self.tokens.shape[..] else {
@@ -113,6 +116,7 @@ impl TokenEmbedding {
             return Err(Error::input(format!("token {id} is none of the model's {vocabulary}"))
                 .remedy("use the model's own tokenizer.json"));
         }
+        let mut tables = vec![(&self.tokens, tokens.ids().iter().map(|&id| id as usize).collect())];
         let ids: Vec<i64> = tokens.ids().iter().copied().map(i64::from).collect();
         let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [texts * length]), device);
         let mut x = parameters.get(&self.tokens.name).select(0, ids).reshape([texts, length, width]);
@@ -125,10 +129,13 @@ impl TokenEmbedding {
                 .remedy("give shorter texts"));
             }
             x = x + parameters.get(&positions.name).slice_dim(0, 0..length).unsqueeze();
+            tables.push((positions, (0..length).cycle().take(texts * length).collect()));
         }
         if let Some(types) = &self.types {
             x = x + parameters.get(&types.name).slice_dim(0, 0..1).unsqueeze();
+            tables.push((types, vec![0; texts * length]));
         }
+        let x = taps.rows(&tables, x.reshape([texts * length, width])).reshape([texts, length, width]);
         Ok(normalised(self.norm.as_ref(), parameters, x))
     }
 }
@@ -159,12 +166,15 @@ impl PatchEmbedding {
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([batch * side * side, channels * patch * patch]);
         taps.inputs(&[&self.patch], &patches);
-        let mut x = self.patch.apply(parameters, patches).reshape([batch, side * side, out]);
+        let mut x = self.patch.apply(parameters, patches, taps).reshape([batch, side * side, out]);
         if let Some(class) = &self.class {
             let class = parameters.get(&class.name).reshape([1, 1, out]).expand([batch, 1, out]);
             x = Tensor::cat(vec![class, x], 1);
         }
         let x = x + parameters.get(&self.positions.name).unsqueeze();
+        let shape @ [_, length, _] = x.dims();
+        let positions = (0..length).cycle().take(batch * length).collect();
+        let x = taps.rows(&[(&self.positions, positions)], x.reshape([batch * length, out])).reshape(shape);
         Ok(normalised(self.norm.as_ref(), parameters, x))
     }
 }

@@ -118,13 +118,13 @@ impl Mlp {
         let [first, last] = self.groups();
         taps.inputs(&first, &x);
         let (hidden, down) = match self {
-            Self::Plain { up, activation, down } => (activation.apply(up.apply(parameters, x)), down),
+            Self::Plain { up, activation, down } => (activation.apply(up.apply(parameters, x, taps)), down),
             Self::Gated { gate, up, activation, down } => {
-                let gates = activation.apply(gate.apply(parameters, x.clone()));
-                (gates * up.apply(parameters, x), down)
+                let gates = activation.apply(gate.apply(parameters, x.clone(), taps));
+                (gates * up.apply(parameters, x, taps), down)
             }
             Self::Clamped { gate_up, down, limit, gain } => {
-                let both = gate_up.apply(parameters, x);
+                let both = gate_up.apply(parameters, x, taps);
                 let [tokens, twice] = both.dims();
                 let pairs = both.reshape([tokens, twice / 2, 2]);
                 let half = |at: usize| pairs.clone().slice_dim(2, at..at + 1).reshape([tokens, twice / 2]);
@@ -133,7 +133,7 @@ impl Mlp {
             }
         };
         taps.inputs(&last, &hidden);
-        down.apply(parameters, hidden)
+        down.apply(parameters, hidden, taps)
     }
 }
 
@@ -172,7 +172,7 @@ impl Experts {
     ) -> Tensor<B, 2> {
         let device = x.device();
         taps.inputs(&[&self.router], x);
-        let logits = self.router.apply(parameters, x.clone());
+        let logits = self.router.apply(parameters, x.clone(), taps);
         let [tokens, count] = logits.dims();
         let routes = self.routes(&values(&logits), tokens);
         let mut chosen = vec![0.0_f32; tokens * count];

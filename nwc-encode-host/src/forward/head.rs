@@ -83,9 +83,14 @@ impl Head {
     ) -> Result<Tensor<B, 3>> {
         let [batch, ..] = hidden.dims();
         let x = self.features(parameters, hidden, tokens, taps)?;
-        let x = self.project(parameters, x);
+        let x = self.project(parameters, x, taps);
         let [rows, out] = x.dims();
         Ok(x.reshape([batch, rows / batch, out]))
+    }
+
+    /// The projection to the logits of each position's next token, if it is that.
+    pub fn predicts(&self) -> Option<&Linear> {
+        self.projection.as_ref().filter(|_| self.pool == Pool::Each)
     }
 
     /// What is projected, `[batch * positions, width]`. Taps are handed the inputs of the projection too.
@@ -124,9 +129,14 @@ impl Head {
     ///
     /// # Panics
     /// If `parameters` are not the head's.
-    pub fn project<B: Backend>(&self, parameters: &Parameters<B>, features: Tensor<B, 2>) -> Tensor<B, 2> {
+    pub fn project<B: Backend>(
+        &self,
+        parameters: &Parameters<B>,
+        features: Tensor<B, 2>,
+        taps: &mut dyn Taps<B>,
+    ) -> Tensor<B, 2> {
         let x = match &self.projection {
-            Some(projection) => projection.apply(parameters, features),
+            Some(projection) => projection.apply(parameters, features, taps),
             None => features,
         };
         match self.activation {
@@ -197,14 +207,14 @@ impl Probe {
         };
         let probe = parameters.get(&self.probe.name);
         taps.inputs(&[&self.query], &probe);
-        let query = heads(self.query.apply(parameters, probe), 1);
+        let query = heads(self.query.apply(parameters, probe, taps), 1);
         let [_, count, one, dim] = query.dims();
         taps.inputs(&[&self.key, &self.value], &x);
-        let key = heads(self.key.apply(parameters, x.clone()), batch);
-        let value = heads(self.value.apply(parameters, x), batch);
+        let key = heads(self.key.apply(parameters, x.clone(), taps), batch);
+        let value = heads(self.value.apply(parameters, x, taps), batch);
         let joined = attend(query.expand([batch, count, one, dim]), key, value, None, None);
         taps.inputs(&[&self.output], &joined);
-        let x = self.output.apply(parameters, joined);
+        let x = self.output.apply(parameters, joined, taps);
         x.clone() + self.mlp.forward(parameters, self.norm.apply(parameters, x), taps)
     }
 }

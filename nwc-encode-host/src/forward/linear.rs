@@ -93,6 +93,15 @@ impl Linear {
         }
     }
 
+    /// The dimensions of what there is one of for each output of its tensor, and where in it its own begin.
+    pub(crate) fn place_of_outputs(&self) -> (Vec<usize>, usize) {
+        match &self.part {
+            Part::Whole => (vec![self.shape[0]], 0),
+            Part::Rows(rows) => (vec![self.shape[0]], rows.start),
+            Part::Stacked(index) => (vec![self.shape[0], self.shape[2]], index * self.shape[2]),
+        }
+    }
+
     /// The tensors that it takes.
     pub(super) fn tensors(&self) -> impl Iterator<Item = TensorSpec> {
         let bias = match self.part {
@@ -104,29 +113,56 @@ impl Linear {
     }
 
     /// Outputs `[n, out]` of inputs `[n, in]`.
-    pub(super) fn apply<B: Backend>(&self, parameters: &Parameters<B>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    pub(crate) fn apply<B: Backend>(
+        &self,
+        parameters: &Parameters<B>,
+        x: Tensor<B, 2>,
+        taps: &mut dyn Taps<B>,
+    ) -> Tensor<B, 2> {
+        let mut y = x.matmul(self.transposed(parameters));
+        if let Some(bias) = &self.bias {
+            let bias = parameters.get(bias);
+            y = y + match &self.part {
+                Part::Whole => bias,
+                Part::Rows(rows) => bias.slice_dim(1, rows.clone()),
+                Part::Stacked(index) => bias.slice_dim(0, *index..index + 1),
+            };
+        }
+        taps.outputs(self, y)
+    }
+
+    /// What a gradient `[n, out]` with respect to outputs is with respect to inputs, `[n, in]`.
+    pub(crate) fn backward<B: Backend>(&self, parameters: &Parameters<B>, dy: Tensor<B, 2>) -> Tensor<B, 2> {
+        dy.matmul(self.transposed(parameters).transpose())
+    }
+
+    /// Its weights as `[in, out]`.
+    fn transposed<B: Backend>(&self, parameters: &Parameters<B>) -> Tensor<B, 2> {
         let weight = parameters.get(&self.tensor);
-        let y = x.matmul(match &self.part {
+        match &self.part {
             Part::Whole => weight.transpose(),
             Part::Rows(rows) => weight.slice_dim(0, rows.clone()).transpose(),
             Part::Stacked(index) => {
                 weight.slice_dim(0, *index..index + 1).reshape([self.inputs(), self.outputs()])
             }
-        });
-        let Some(bias) = &self.bias else { return y };
-        let bias = parameters.get(bias);
-        y + match &self.part {
-            Part::Whole => bias,
-            Part::Rows(rows) => bias.slice_dim(1, rows.clone()),
-            Part::Stacked(index) => bias.slice_dim(0, *index..index + 1),
         }
     }
 }
 
-/// Is handed what goes into linear maps.
+/// Is handed what goes into linear maps and comes out of them.
 pub trait Taps<B: Backend> {
     /// `inputs` `[tokens, in]` go into these maps, which share them. An expert is handed the tokens alone that are routed to it.
     fn inputs(&mut self, linears: &[&Linear], inputs: &Tensor<B, 2>);
+
+    /// `outputs` `[tokens, out]` come out of this map; what is returned goes on in their place.
+    fn outputs(&mut self, _linear: &Linear, outputs: Tensor<B, 2>) -> Tensor<B, 2> {
+        outputs
+    }
+
+    /// `sum` `[tokens, width]` is that of rows of these tables, of each the row of every token; what is returned goes on in its place.
+    fn rows(&mut self, _tables: &[(&TensorSpec, Vec<usize>)], sum: Tensor<B, 2>) -> Tensor<B, 2> {
+        sum
+    }
 }
 
 /// Hands nothing on.

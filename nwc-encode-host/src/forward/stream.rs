@@ -83,6 +83,11 @@ impl<'a, B: Backend> Stream<'a, B> {
         &self.hidden
     }
 
+    /// The same, given up.
+    pub fn into_hidden(self) -> Vec<Tensor<B, 3>> {
+        self.hidden
+    }
+
     /// Puts hidden states in place, which an earlier stream had.
     pub fn resume(&mut self, hidden: Vec<Tensor<B, 3>>) {
         self.hidden = hidden;
