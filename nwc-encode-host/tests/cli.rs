@@ -444,6 +444,91 @@ fn rates_out_of_reach_are_refused_with_the_range_that_is_not() {
     }
 }
 
+/// Bits a weight of the data of coded tensors with some names.
+fn bits_of(report: &Value, has_name: impl Fn(&str) -> bool) -> f64 {
+    let (mut bits, mut weights) = (0.0, 0.0);
+    for tensor in report["tensors"].as_array().unwrap() {
+        if tensor["coding"] == "coded" && has_name(tensor["name"].as_str().unwrap()) {
+            let elements: f64 = tensor["shape"].as_array().unwrap().iter().map(number).product();
+            bits += number(&tensor["bits_per_weight"]) * elements;
+            weights += elements;
+        }
+    }
+    bits / weights
+}
+
+#[test]
+fn pinned_tensors_have_their_rate_and_the_others_what_is_left() {
+    let Some(sandbox) = Sandbox::with_clip() else { return };
+    let in_window =
+        |bits: f64, wanted: f64| assert!((wanted - 0.01..=wanted).contains(&bits), "{bits}, not {wanted}");
+    // The first pin that matches counts: the MLPs of the text model are not in the second one.
+    let pins = "--bits-for text_model.*mlp=5.5 --bits-for text_model=2.5";
+    for rate in ["--bits 3.5", "--size 250000", "--step 0.2"] {
+        let report = sandbox.run(&format!("compress clip {rate} {pins} -o a.nwc --force --json")).json();
+        sandbox.run("verify a.nwc --against clip").text();
+        let inspected = sandbox.run("inspect a.nwc --tensors --json").json();
+        let is_mlp = |name: &str| name.contains("text_model") && name.contains("mlp");
+        for report in [&report, &inspected] {
+            in_window(bits_of(report, is_mlp), 5.5);
+            in_window(bits_of(report, |name| name.contains("text_model") && !is_mlp(name)), 2.5);
+        }
+        match rate {
+            "--bits 3.5" => in_window(number(&report["bits_per_weight"]), 3.5),
+            "--size 250000" => {
+                let missing = 250_000.0 - number(&report["bytes"]);
+                assert!((0.0..=0.01).contains(&(missing * 8.0 / number(&report["weights"]))), "{missing}");
+            }
+            _ => {}
+        }
+    }
+    // At its own rate a pinned tensor is as good as in a model that has that rate.
+    let nmse = |line: &str| {
+        let report = sandbox.run(&format!("compress clip {line} --dry-run --json")).json();
+        let tensors = by_name(&report);
+        number(&tensors["vision_model.encoder.layers.0.mlp.fc1.weight"]["nmse"])
+    };
+    let (pinned, alone) = (nmse("--bits 3 --bits-for vision_model.*mlp=5"), nmse("--bits 5"));
+    assert!((pinned / alone - 1.0).abs() < 0.1, "{pinned}, not {alone}");
+}
+
+#[test]
+fn rates_that_pins_leave_out_of_reach_are_refused_with_what_is_possible() {
+    let Some(sandbox) = Sandbox::with_clip() else { return };
+    // More than the model may have, and nearly nothing of most of it.
+    for pins in ["--bits-for mlp=8", "--bits-for vision_model=3 --bits-for text_model=0.5"] {
+        let run = sandbox.run(&format!("compress clip --bits 2 {pins} -o a.nwc"));
+        let message = run.error();
+        assert!(
+            message.contains("2 bits per weight are out of reach, as other tensors are pinned"),
+            "{message}"
+        );
+        let (low, high) = range_offered(message);
+        assert!(2.0 < low && low < high, "{message}");
+        let inside = f64::midpoint(low, high);
+        sandbox.run(&format!("compress clip --bits {inside:.2} {pins} --dry-run")).text();
+    }
+    for bits in ["0.01", "30"] {
+        let run = sandbox.run(&format!("compress clip --bits 4 --bits-for mlp={bits} -o a.nwc"));
+        let message = run.error();
+        assert!(
+            message.contains(&format!(
+                "{bits} bits per weight are out of reach for the tensors that \"mlp\" pins"
+            )),
+            "{message}"
+        );
+        let (low, high) = range_offered(message);
+        assert!(low < high && high < 20.0, "{message}");
+    }
+    // With all tensors pinned there is one rate, which is offered.
+    let run = sandbox.run("compress clip --bits 4 --bits-for .=3 -o a.nwc");
+    let (_, rest) = run.error().split_once("choose ").unwrap();
+    let (bits, _) = rest.split_once(' ').unwrap();
+    let report = sandbox.run(&format!("compress clip --bits {bits} --bits-for .=3 --dry-run --json")).json();
+    assert!((2.99..=3.0).contains(&bits_of(&report, |_| true)) && number(&report["bits_per_weight"]) > 3.0);
+    sandbox.run("compress clip --step 1 --bits-for .=3 --dry-run").text();
+}
+
 #[test]
 fn quantizers_and_selections_do_what_they_say() {
     let Some(sandbox) = Sandbox::with_clip() else { return };
@@ -1174,6 +1259,13 @@ fn messages_about_options() {
             ("compress model --bits 4 -o a.nwc --row-alpha nan", &["--row-alpha"]),
             ("compress model --bits 4 -o a.nwc --importance levels", &["--hessians"]),
             ("compress model --bits 4 -o a.nwc --hessians none.safetensors", &["none.safetensors: "]),
+            ("compress model --bits 4 --bits-for none=5 -o a.nwc", &["model: ", "\"none\""]),
+            (
+                "compress model --bits 4 --bits-for .=4 --bits-for weight=5 -o a.nwc",
+                &["model: ", "\"weight\""],
+            ),
+            ("compress model --bits 4 --bits-for .=0 -o a.nwc", &["model: "]),
+            ("compress model --bits 4 --bits-for .=nan -o a.nwc", &["model: "]),
             ("compress model --bits 0 -o a.nwc", &["model: "]),
             ("compress model --bits=-1 -o a.nwc", &["model: "]),
             ("compress model --bits nan -o a.nwc", &["model: "]),
@@ -1324,6 +1416,9 @@ fn wrong_usage_ends_with_status_2() {
         "compress model --bits four -o a.nwc",
         "compress model --size -3 -o a.nwc",
         "compress model --bits 4 -o a.nwc --include (",
+        "compress model --bits 4 -o a.nwc --bits-for (=4",
+        "compress model --bits 4 -o a.nwc --bits-for weight",
+        "compress model --bits 4 -o a.nwc --bits-for weight=four",
         "decompress good.nwc",
         "decompress good.nwc -o out --dtype f8",
         "bench rd --bits 4",

@@ -15,7 +15,7 @@ use crate::atomic::AtomicFile;
 use crate::codec_file::{self, Codec, FloatCodec};
 use crate::coding::transform::Transform;
 use crate::compress::{
-    DEFAULT_QUANTISER, Report, Selection, Settings, Target, Tuner, Tuning, compress_tuned, quantiser,
+    DEFAULT_QUANTISER, Pin, Report, Selection, Settings, Target, Tuner, Tuning, compress_tuned, quantiser,
 };
 use crate::container::attachments_section;
 use crate::importance::{Importance, Steps};
@@ -119,6 +119,9 @@ pub struct CodingArgs {
     /// Leave tensors raw whose name matches
     #[arg(long, value_name = "REGEX")]
     pub exclude: Option<Regex>,
+    /// Bits per weight of the tensors whose name matches, all of them together; of several the first that matches counts. The other tensors then meet the rate of the model
+    #[arg(long, value_name = "REGEX=B", value_parser = pin)]
+    pub bits_for: Vec<Pin>,
     /// Leave tensors raw that have fewer weights
     #[arg(long, default_value_t = Selection::default().min_weights, value_name = "N")]
     pub min_weights: usize,
@@ -187,6 +190,7 @@ impl CodingArgs {
             row_alpha,
             seek_rows,
             selection: self.selection(),
+            pins: self.bits_for.clone(),
             tuning,
             code_rounds: self.optimise_codes,
             ..Settings::new(target)
@@ -210,6 +214,7 @@ impl CodingArgs {
             ("--quantizer", ![DEFAULT_QUANTISER, "scalar"].contains(&self.quantizer.as_str())),
             ("--everywhere", self.everywhere),
             ("--optimise-codes", self.optimise_codes > 0),
+            ("--bits-for", !self.bits_for.is_empty()),
             ("--row-alpha", (self.row_alpha - 1.0).abs() > 0.0 || self.row_alpha.is_nan()),
             ("--importance continuous", self.importance == Some(ImportanceChoice::Continuous)),
         ];
@@ -219,6 +224,15 @@ impl CodingArgs {
         }
         Ok(Settings { selection: self.selection(), ..Settings::new(Target::Step(1.0)) })
     }
+}
+
+/// REGEX=B.
+fn pin(text: &str) -> std::result::Result<Pin, String> {
+    // A name may have an equals sign in it, a number has none.
+    let (names, bits) = text.rsplit_once('=').ok_or("give REGEX=B, such as \"lm_head=6\"")?;
+    let names = Regex::new(names).map_err(|error| error.to_string())?;
+    let bits = bits.parse().map_err(|_| format!("{bits:?} is no number of bits per weight"))?;
+    Ok(Pin { names, bits })
 }
 
 fn no_rate() -> Error {

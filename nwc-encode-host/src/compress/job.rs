@@ -1,6 +1,6 @@
 //! The work on one model: measuring it, finding the step that meets the target, coding it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufWriter, Write};
 use std::ops::Range;
 
@@ -9,9 +9,10 @@ use tempfile::SpooledTempFile;
 
 use super::encode::{COLUMN_CLASS, COLUMN_SCALE, Encoder, ROW_CLASS, ROW_SCALE, TensorCoder, Worker};
 use super::ldlq::{Factor, Factors, Feedback};
+use super::pins::{AIM, Hunt, Hunts, Pinned, RATE_STEPS, Steps, Taken};
 use super::plan::{ClassSpacing, OCTAVE, TensorPlan, Trial, WantedSteps};
-use super::rate::{Estimate, SAMPLE_WEIGHTS, Sample, TensorSample, next_step};
-use super::{Fate, LdlqReport, RATE_WINDOW, Settings, Target, View};
+use super::rate::{Estimate, SAMPLE_WEIGHTS, Sample, TensorSample};
+use super::{Fate, LdlqReport, Pin, RATE_WINDOW, Settings, Target, View};
 use crate::coding::table::Tally;
 use crate::coding::transform::Transform;
 use crate::container::{CodedEntry, Entry, EntryKind, Layout};
@@ -19,11 +20,8 @@ use crate::progress::Progress;
 use crate::tensors::{TensorSource, to_f32};
 use crate::{Error, Result};
 
-/// How far below the target it is aimed at, in bits a weight, and how far from there is near enough: a step is 0.002.
-const AIM: f64 = 0.003;
-const NEAR: f64 = 0.0012;
-/// Steps from 2^-8 to 2^2 of a row's deviation: 8 bits a weight and more to nearly none.
-const RATE_STEPS: std::ops::RangeInclusive<i32> = -8 * 512..=2 * 512;
+/// More bits a weight than anybody can mean.
+const MOST_BITS: f64 = 100.0;
 /// Weights that are in memory at once, unless one tensor has more.
 const BATCH_WEIGHTS: usize = 8 << 20;
 /// Rates that may be tried, on the sample and then on the model, to land in the window.
@@ -70,9 +68,33 @@ pub(super) struct Planned {
     /// Number of coded weights.
     weights: u64,
     sample: Sample,
+    /// Those that have rates of their own.
+    pinned: Vec<Pinned>,
 }
 
 impl Planned {
+    /// Number of weights that have no rate of their own.
+    fn free_weights(&self) -> usize {
+        self.weights as usize - self.pinned.iter().map(|pinned| pinned.weights).sum::<usize>()
+    }
+
+    /// Moves pinned tensors to their steps, where all others are at theirs.
+    fn move_to(&mut self, settings: &Settings, steps: &Steps) {
+        let spacing = self.sample.spacing();
+        let mut changed = false;
+        for (pinned, step) in self.pinned.iter_mut().zip(&steps.pinned) {
+            let (more, classes) = pinned.move_to(step - steps.free, spacing);
+            changed |= more != 0;
+            for &place in &pinned.members {
+                self.plans[place].1.coarsen(more, classes);
+                self.sample.tensor_mut(place).coarsen(more, classes);
+            }
+        }
+        if changed {
+            self.sample.renew(settings, &self.plans.iter().map(|(_, plan)| plan).collect::<Vec<_>>());
+        }
+    }
+
     /// The class base of a tensor as it is stored.
     pub(super) fn class_base(&self, plan: &TensorPlan) -> i32 {
         (plan.class_base + self.sample.class_offset).clamp(0, self.sample.classes as i32 - 1)
@@ -81,7 +103,7 @@ impl Planned {
 
 /// The rate that meets the target.
 pub(super) struct Met {
-    pub(super) rate_step: i32,
+    pub(super) steps: Steps,
     pub(super) estimate: Estimate,
     pub(super) coded: Coded,
 }
@@ -114,18 +136,25 @@ impl Coded {
 }
 
 impl Job<'_> {
-    /// Tensors to be coded, in batches that fit in memory together.
+    /// Tensors to be coded.
+    fn coded(&self) -> impl Iterator<Item = (usize, View)> {
+        self.fates.iter().enumerate().filter_map(|(index, fate)| match fate {
+            Fate::Code(view) => Some((index, *view)),
+            _ => None,
+        })
+    }
+
+    /// The same in batches that fit in memory together.
     fn batches(&self) -> Vec<Vec<(usize, View)>> {
         let mut batches: Vec<Vec<(usize, View)>> = Vec::new();
         let mut filled = 0;
-        for (index, fate) in self.fates.iter().enumerate() {
-            let Fate::Code(view) = fate else { continue };
+        for (index, view) in self.coded() {
             if batches.is_empty() || filled + view.elements() > BATCH_WEIGHTS {
                 batches.push(Vec::new());
                 filled = 0;
             }
             filled += view.elements();
-            batches.last_mut().expect("just pushed").push((index, *view));
+            batches.last_mut().expect("just pushed").push((index, view));
         }
         batches
     }
@@ -143,10 +172,38 @@ impl Job<'_> {
         let Fate::Code(view) = &self.fates[index] else { return None };
         // Some families stack experts the other way, [batch, in, out]: what is coded as their inputs are their outputs.
         let suits = |name: &str| view.batch == 1 || importance.inputs(name) == Some(view.inputs());
-        let twins =
-            (0..self.fates.len()).filter(|&twin| matches!(self.fates[twin], Fate::Alias(of) if of == index));
-        let mut names = std::iter::once(index).chain(twins).map(|index| self.source.tensor(index).name);
-        names.find(|name| importance.inputs(name).is_some() && suits(name))
+        self.names(index).find(|name| importance.inputs(name).is_some() && suits(name))
+    }
+
+    /// The names of a tensor and of those with the same weights.
+    fn names(&self, index: usize) -> impl Iterator<Item = &str> {
+        let is_twin = move |twin: &usize| matches!(self.fates[*twin], Fate::Alias(of) if of == index);
+        let twins = (0..self.fates.len()).filter(is_twin);
+        std::iter::once(index).chain(twins).map(|index| self.source.tensor(index).name)
+    }
+
+    /// The pin that a tensor has its rate from, and its number.
+    fn pin_of(&self, index: usize) -> Option<(usize, &Pin)> {
+        let mut pins = self.settings.pins.iter().enumerate();
+        pins.find(|(_, pin)| self.names(index).any(|name| pin.names.is_match(name)))
+    }
+
+    /// Checks that each pin has a rate, and tensors.
+    pub(super) fn check_pins(&self) -> Result<()> {
+        let used: HashSet<usize> =
+            self.coded().filter_map(|(index, _)| Some(self.pin_of(index)?.0)).collect();
+        for (number, pin) in self.settings.pins.iter().enumerate() {
+            check_bits(pin.bits)?;
+            if !used.contains(&number) {
+                let names = pin.names.as_str();
+                return Err(Error::input(format!(
+                    "no coded tensor is pinned to {} bits by {names:?}",
+                    pin.bits
+                ))
+                .remedy("name tensors that are coded, and that no pin before this one names"));
+            }
+        }
+        Ok(())
     }
 
     /// How much the inputs of a coded tensor matter, if that is known.
@@ -224,8 +281,7 @@ impl Job<'_> {
         let tuning = &self.settings.tuning;
         let spacing = tuning.class_spacing.unwrap_or(if rows < 200 { 0.5 } else { 0.25 });
         let spacing = ClassSpacing(spacing);
-        let trial =
-            Trial { quantiser: &self.settings.quantiser, rate_step: self.guess(weights as f64), spacing };
+        let free = self.guess();
         self.progress.begin("measuring", weights as u64);
         let mut plans = Vec::new();
         let (mut samples, mut compared) = (Vec::new(), Vec::new());
@@ -237,6 +293,8 @@ impl Job<'_> {
                     let weights = self.load(index);
                     let wanted = self.wanted_steps(index)?;
                     let alpha = self.settings.row_alpha;
+                    let rate_step = self.pin_of(index).map_or(free, |(_, pin)| guessed(pin.bits));
+                    let trial = Trial { quantiser: &self.settings.quantiser, rate_step, spacing };
                     let plan = TensorPlan::measure(view, &weights, &wanted, alpha, spacing, tuning)
                         .with_transform(transform, tuning.transform_always, &weights, &trial);
                     let sample = TensorSample::take(&plan, &weights, fraction);
@@ -259,7 +317,17 @@ impl Job<'_> {
             samples,
             spacing,
         );
-        Ok(Planned { plans, weights: weights as u64, sample })
+        let pinned = (0..self.settings.pins.len())
+            .map(|pin| {
+                let is_member = |index| self.pin_of(index).is_some_and(|(number, _)| number == pin);
+                let members: Vec<usize> =
+                    (0..plans.len()).filter(|&place| is_member(plans[place].0)).collect();
+                let weights = members.iter().map(|&place| plans[place].1.view.elements()).sum();
+                Pinned::new(pin, members, weights)
+            })
+            .filter(|pinned| pinned.weights > 0)
+            .collect();
+        Ok(Planned { plans, weights: weights as u64, sample, pinned })
     }
 
     /// Lays out a coded model.
@@ -268,90 +336,118 @@ impl Job<'_> {
         Layout::new(&coded.entries, codecs, &self.attachments, self.settings.seek_rows)
     }
 
-    /// Finds the step, codes the model, and trims the step until the rate is in its window.
-    pub(super) fn meet_target(&self, planned: &Planned) -> Result<Met> {
+    /// Finds the steps, codes the model, and trims the steps until the rate is in its window, and so are those of pinned tensors.
+    pub(super) fn meet_target(&self, planned: &mut Planned) -> Result<Met> {
         let weights = planned.weights as f64;
-        let met = |rate_step: i32, estimate: Estimate| {
-            let coded = self.pass(planned, rate_step, &estimate)?;
-            Ok(Met { rate_step, estimate, coded })
-        };
-        let limit = match self.settings.target {
-            Target::Step(step) => {
-                let rate_step = (step.log2() * OCTAVE).round();
-                if !(step > 0.0 && RATE_STEPS.contains(&(rate_step as i32))) {
-                    return Err(Error::input(format!("a step of {step} is out of reach"))
-                        .remedy("choose a step between 0.004 and 4 deviations"));
-                }
-                let rate_step = rate_step as i32;
-                return met(rate_step, planned.sample.estimate(rate_step));
-            }
-            Target::Bits(bits) if !(bits > 0.0 && bits < 100.0) => {
-                return Err(Error::input(format!("{bits} bits per weight cannot be meant"))
-                    .remedy("give a number such as 4.0"));
-            }
-            Target::Bits(_) | Target::Size(_) => self.limit(weights),
-        };
-        if planned.plans.is_empty() {
+        let limit = self.limit(weights);
+        let step = self.check_target()?;
+        if planned.plans.is_empty() && step.is_none() {
             return self.nothing_to_code(planned, limit);
         }
-        let per_bit = weights / 8.0;
-        let aim = limit - AIM * per_bit;
+        let free = planned.free_weights() as f64;
+        let fixed = step.unwrap_or_else(|| self.guess());
+        let mut hunts = Hunts {
+            pinned: planned
+                .pinned
+                .iter()
+                .map(|pinned| {
+                    let (weights, bits) = (pinned.weights as f64, self.settings.pins[pinned.pin].bits);
+                    Hunt::new(bits * weights / 8.0, weights, weights, guessed(bits))
+                })
+                .collect(),
+            free: (step.is_none() && free > 0.0).then(|| Hunt::new(limit, weights, free, fixed)),
+            fixed,
+        };
         self.progress.begin("searching the rate", 0);
-        let mut rate_step = self.guess(weights);
-        let mut tried = Vec::new();
-        let mut nearest: Option<(f64, i32, Estimate)> = None;
+        let mut nearest: Option<(f64, Steps, Estimate)> = None;
         for _ in 0..MAX_TRIES {
-            let (bytes, estimate) = self.estimate(planned, rate_step)?;
-            tried.push((rate_step, bytes));
-            let miss = (bytes - aim).abs();
+            let steps = hunts.steps();
+            let (taken, estimate) = self.estimate(planned, &steps)?;
+            let miss = hunts.miss(&taken);
             if nearest.as_ref().is_none_or(|(least, ..)| miss < *least) {
-                nearest = Some((miss, rate_step, estimate));
+                nearest = Some((miss, steps, estimate));
             }
-            if miss <= NEAR * per_bit {
+            if !hunts.go_on(&taken, false) {
                 break;
             }
-            let Some(next) = next_step(&tried, aim, per_bit, &RATE_STEPS) else { break };
-            rate_step = next;
         }
-        let (_, mut rate_step, mut estimate) = nearest.expect("at least one rate was tried");
+        let (_, steps, mut estimate) = nearest.expect("at least one rate was tried");
+        hunts.restart(&steps);
 
-        let mut tried = Vec::new();
         let mut best: Option<(f64, Met)> = None;
         for _ in 0..MAX_TRIES {
-            let found = met(rate_step, estimate)?;
-            let bytes = self.objective(&self.layout(&found.coded)?) as f64;
-            tried.push((rate_step, bytes));
-            if bytes <= limit && best.as_ref().is_none_or(|(least, _)| bytes > *least) {
-                best = Some((bytes, found));
+            let steps = hunts.steps();
+            planned.move_to(self.settings, &steps);
+            let coded = self.pass(planned, steps.free, &estimate)?;
+            let taken = self.taken(planned, &coded.entries, &self.layout(&coded)?);
+            let below = hunts.below(&taken);
+            if let Some(below) = below.filter(|below| best.as_ref().is_none_or(|(least, _)| below < least)) {
+                best = Some((below, Met { steps, estimate, coded }));
             }
-            if (limit - RATE_WINDOW * per_bit..=limit).contains(&bytes) {
+            if below.is_some_and(|below| below <= RATE_WINDOW) || !hunts.go_on(&taken, true) {
                 break;
             }
-            let Some(next) = next_step(&tried, aim, per_bit, &RATE_STEPS) else { break };
-            rate_step = next;
-            estimate = planned.sample.estimate(rate_step);
+            let steps = hunts.steps();
+            planned.move_to(self.settings, &steps);
+            estimate = planned.sample.estimate(steps.free);
         }
-        let reach = |rate_step: &i32| self.estimate(planned, *rate_step).map(|(bytes, _)| bytes);
-        match best {
-            Some((bytes, met)) if bytes >= limit - RATE_WINDOW * per_bit => Ok(met),
-            Some((_, met)) if reach(RATE_STEPS.start())? >= limit - RATE_WINDOW * per_bit => {
-                self.progress.warn(&format!(
-                    "no step gives a rate within {RATE_WINDOW} bits per weight below the target; the next rate below is taken"
-                ));
-                Ok(met)
+        let met = match best {
+            Some((below, met)) if below <= RATE_WINDOW => met,
+            best => match (self.out_of_reach(planned, &hunts, best.is_none())?, best) {
+                (None, Some((_, met))) => {
+                    self.progress.warn(&format!(
+                        "no step gives a rate within {RATE_WINDOW} bits per weight below the target; the next rate below is taken"
+                    ));
+                    met
+                }
+                (error, _) => {
+                    return Err(error.unwrap_or_else(|| self.unreachable_target(limit, limit, weights / 8.0)));
+                }
+            },
+        };
+        planned.move_to(self.settings, &met.steps);
+        if hunts.free.is_none() && step.is_none() {
+            self.check_pinned_model(&met, limit, weights / 8.0)?;
+        }
+        Ok(met)
+    }
+
+    /// The steps of a target that is one; `None` if it is a rate.
+    fn check_target(&self) -> Result<Option<i32>> {
+        match self.settings.target {
+            Target::Step(step) => {
+                let rate_step = (step.log2() * OCTAVE).round();
+                if step > 0.0 && RATE_STEPS.contains(&(rate_step as i32)) {
+                    return Ok(Some(rate_step as i32));
+                }
+                Err(Error::input(format!("a step of {step} is out of reach"))
+                    .remedy("choose a step between 0.004 and 4 deviations"))
             }
-            _ => Err(self.out_of_reach(reach(RATE_STEPS.end())?, reach(RATE_STEPS.start())?, per_bit)),
+            Target::Bits(bits) => check_bits(bits).map(|()| None),
+            Target::Size(_) => Ok(None),
         }
     }
 
-    /// About the step of the target: where a model of so many weights would be if it took one bit a weight less per octave, and 1.05 at a step of one deviation.
-    fn guess(&self, weights: f64) -> i32 {
+    /// About the step of tensors that are not pinned. If there are none it does not depend on the target, so that what they come to does not either.
+    fn guess(&self) -> i32 {
+        let weights: usize = self.coded().map(|(_, view)| view.elements()).sum();
         let bits = match self.settings.target {
             Target::Bits(bits) => bits,
-            Target::Size(bytes) => (bytes as f64 - self.raw_bytes() as f64) * 8.0 / weights,
+            Target::Size(bytes) => (bytes as f64 - self.raw_bytes() as f64) * 8.0 / weights as f64,
             Target::Step(step) => 1.05 - step.log2(),
         };
-        (((1.05 - bits) * OCTAVE) as i32).clamp(*RATE_STEPS.start(), *RATE_STEPS.end())
+        let pinned =
+            self.coded().filter_map(|(index, view)| Some((view.elements(), self.pin_of(index)?.1.bits)));
+        let (mut free, mut more) = (weights, 0.0);
+        for (elements, pinned) in pinned {
+            free -= elements;
+            more += (bits - pinned) * elements as f64;
+        }
+        match (self.settings.target, self.settings.pins.first()) {
+            (Target::Step(_), _) => guessed(bits),
+            (_, Some(pin)) if free == 0 => guessed(pin.bits),
+            _ => guessed(bits + more / free.max(1) as f64),
+        }
     }
 
     /// A container of raw tensors only.
@@ -361,9 +457,9 @@ impl Job<'_> {
         let coded = self.pass(planned, 0, &estimate)?;
         let bytes = self.layout(&coded)?.file_bytes() as f64;
         if matches!(self.settings.target, Target::Size(_)) && bytes > limit {
-            return Err(self.out_of_reach(bytes, bytes, 1.0));
+            return Err(self.unreachable_target(bytes, bytes, 1.0));
         }
-        Ok(Met { rate_step: 0, estimate, coded })
+        Ok(Met { steps: Steps { free: 0, pinned: Vec::new() }, estimate, coded })
     }
 
     /// The bytes that the target allows; none where it is a step.
@@ -395,10 +491,10 @@ impl Job<'_> {
 
     /// Codes tuned weights as they were tuned for, at the same steps. What they now take more or less is made good by the others' steps.
     pub(super) fn code_tuned(&self, planned: &mut Planned, met: Met) -> Result<Met> {
-        let Met { mut rate_step, mut estimate, .. } = met;
+        let Met { mut steps, mut estimate, .. } = met;
         let weights = planned.weights as f64;
         let (limit, per_bit) = (self.limit(weights), weights / 8.0);
-        let is_other = |index: usize| !self.tuned.contains_key(&index);
+        let is_other = |index: usize| !self.tuned.contains_key(&index) && self.pin_of(index).is_none();
         let others = planned.plans.iter().filter(|(index, _)| is_other(*index));
         let others: usize = others.map(|(_, plan)| plan.view.elements()).sum();
         let move_others = |planned: &mut Planned, more: i32| {
@@ -407,13 +503,13 @@ impl Job<'_> {
         };
         let (mut moved, mut best) = (0, None);
         for _ in 0..MAX_TRIES {
-            let coded = self.pass(planned, rate_step, &estimate)?;
+            let coded = self.pass(planned, steps.free, &estimate)?;
             let bytes = self.objective(&self.layout(&coded)?) as f64;
             if limit.is_infinite() || (limit - RATE_WINDOW * per_bit..=limit).contains(&bytes) {
-                return Ok(Met { rate_step, estimate, coded });
+                return Ok(Met { steps, estimate, coded });
             }
             if bytes <= limit {
-                best = Some((rate_step, moved, coded));
+                best = Some((steps.clone(), moved, coded));
             }
             // An octave is a bit a weight.
             let octaves = |weights: f64| (bytes - (limit - AIM * per_bit)) * 8.0 / weights * OCTAVE;
@@ -423,23 +519,27 @@ impl Job<'_> {
                 move_others(planned, more);
             } else {
                 self.progress.warn("the rate is met with other steps than weights were tuned for, which makes up for less of what is lost");
-                rate_step += octaves(weights).round() as i32;
-                estimate = planned.sample.estimate(rate_step);
+                steps.free += octaves(planned.free_weights().max(1) as f64).round() as i32;
+                planned.move_to(self.settings, &steps);
+                estimate = planned.sample.estimate(steps.free);
             }
         }
-        let (rate_step, at, coded) = best.ok_or_else(|| {
+        let (steps, at, coded) = best.ok_or_else(|| {
             Error::input("no steps meet the target with the tuned weights").remedy("choose another rate")
         })?;
         move_others(planned, at - moved);
-        Ok(Met { rate_step, estimate: planned.sample.estimate(rate_step), coded })
+        planned.move_to(self.settings, &steps);
+        let estimate = planned.sample.estimate(steps.free);
+        Ok(Met { steps, estimate, coded })
     }
 
-    /// About how many bytes count against the target at a rate, and the codec that suits it.
-    fn estimate(&self, planned: &Planned, rate_step: i32) -> Result<(f64, Estimate)> {
+    /// About how many bytes count at these steps, to which pinned tensors are moved, and the codec that suits them.
+    fn estimate(&self, planned: &mut Planned, steps: &Steps) -> Result<(Taken, Estimate)> {
         self.progress.check()?;
-        let estimate = planned.sample.estimate(rate_step);
+        planned.move_to(self.settings, steps);
+        let estimate = planned.sample.estimate(steps.free);
         let codec = estimate.codec.to_bytes();
-        let mut entries = self.entries(planned, rate_step);
+        let mut entries = self.entries(planned, steps.free);
         for ((index, plan), symbols) in planned.plans.iter().zip(&estimate.tensor_bytes) {
             // A record, rounding up to 4 bytes, and of each lane's state the 24 bits that its start wastes.
             let tile = 8 + 1 + 3 * plan.lanes;
@@ -449,7 +549,17 @@ impl Job<'_> {
             entry.len = (symbols.round() as u64 + streams as u64).next_multiple_of(4);
         }
         let layout = Layout::new(&entries, &[codec], &self.attachments, self.settings.seek_rows)?;
-        Ok((self.objective(&layout) as f64, estimate))
+        Ok((self.taken(planned, &entries, &layout), estimate))
+    }
+
+    /// The bytes that count, of the model and of pinned tensors.
+    fn taken(&self, planned: &Planned, entries: &[Entry], layout: &Layout<'_>) -> Taken {
+        let item = |place: &usize| match &entries[planned.plans[*place].0].kind {
+            EntryKind::Coded(entry) => entry.len as f64,
+            _ => 0.0,
+        };
+        let pinned = planned.pinned.iter().map(|pinned| pinned.members.iter().map(item).sum()).collect();
+        Taken { model: self.objective(layout) as f64, pinned }
     }
 
     /// Bytes that no rate changes, if they count against the target.
@@ -471,22 +581,71 @@ impl Job<'_> {
         }
     }
 
-    fn out_of_reach(&self, lowest: f64, highest: f64, per_bit: f64) -> Error {
+    /// What is wrong with the rates that could not be met, if there is anything: which one no step meets, while all others are as they are. `above` says that they were always exceeded.
+    fn out_of_reach(&self, planned: &mut Planned, hunts: &Hunts, above: bool) -> Result<Option<Error>> {
+        let steps = hunts.steps();
+        let mut taken_at = |change: &dyn Fn(&mut Steps, i32)| -> Result<[Taken; 2]> {
+            let mut at = |end: &i32| {
+                let mut steps = steps.clone();
+                change(&mut steps, *end);
+                Ok(self.estimate(planned, &steps)?.0)
+            };
+            Ok([at(RATE_STEPS.end())?, at(RATE_STEPS.start())?])
+        };
+        let cannot = |hunt: &Hunt, [lowest, highest]: [f64; 2]| {
+            above && lowest > hunt.limit || highest < hunt.limit - RATE_WINDOW * hunt.per_bit
+        };
+        for (number, hunt) in hunts.pinned.iter().enumerate() {
+            let ends = taken_at(&|steps, end| steps.pinned[number] = end)?.map(|taken| taken.pinned[number]);
+            if cannot(hunt, ends) {
+                let bits = ends.map(|bytes| bytes / hunt.per_bit);
+                let Pin { names, bits: wanted } = &self.settings.pins[planned.pinned[number].pin];
+                let names = names.as_str();
+                let problem =
+                    format!("{wanted} bits per weight are out of reach for the tensors that {names:?} pins");
+                let (lowest, highest) = (bits[0] + 2.0 * RATE_WINDOW, bits[1]);
+                let remedy = format!("pin them to between about {lowest:.2} and {highest:.2}");
+                return Ok(Some(Error::input(problem).remedy(remedy)));
+            }
+        }
+        let Some(hunt) = &hunts.free else { return Ok(None) };
+        let ends = taken_at(&|steps, end| steps.free = end)?.map(|taken| hunts.left_to(&taken));
+        Ok(cannot(hunt, ends).then(|| self.unreachable_target(ends[0], ends[1], hunt.per_bit)))
+    }
+
+    fn unreachable_target(&self, lowest: f64, highest: f64, per_bit: f64) -> Error {
+        let pinned = if self.settings.pins.is_empty() { "" } else { ", as other tensors are pinned" };
         match self.settings.target {
-            Target::Size(bytes) => {
-                Error::input(format!("a size of {bytes} bytes is out of reach")).remedy(format!(
+            Target::Size(bytes) => Error::input(format!("a size of {bytes} bytes is out of reach{pinned}"))
+                .remedy(format!(
                     "choose one between about {:.0} and {highest:.0} bytes",
                     lowest + 2.0 * RATE_WINDOW * per_bit
-                ))
-            }
+                )),
             Target::Bits(target) | Target::Step(target) => {
-                Error::input(format!("{target} bits per weight are out of reach")).remedy(format!(
+                Error::input(format!("{target} bits per weight are out of reach{pinned}")).remedy(format!(
                     "choose a rate between about {:.2} and {:.2}",
                     lowest / per_bit + 2.0 * RATE_WINDOW,
                     highest / per_bit
                 ))
             }
         }
+    }
+
+    /// Checks that a model all of whose coded tensors are pinned meets its target.
+    fn check_pinned_model(&self, met: &Met, limit: f64, per_bit: f64) -> Result<()> {
+        let bytes = self.objective(&self.layout(&met.coded)?) as f64;
+        if (limit - RATE_WINDOW * per_bit..=limit).contains(&bytes) {
+            return Ok(());
+        }
+        let remedy = match self.settings.target {
+            Target::Size(_) => format!("choose a size of {bytes} bytes, or pin fewer"),
+            _ => format!(
+                "choose {:.2} bits per weight, or pin fewer",
+                (bytes / per_bit * 100.0).ceil() / 100.0
+            ),
+        };
+        Err(Error::input("all coded tensors are pinned, and do not come to the rate of the model")
+            .remedy(remedy))
     }
 
     /// Directory entries at a rate; lengths and checksums of coded tensors are 0.
@@ -628,7 +787,7 @@ impl Job<'_> {
         if self.factors.is_none() {
             return Ok(reports);
         }
-        let Met { rate_step, estimate, coded } = met;
+        let Met { steps, estimate, coded } = met;
         let encoder = Encoder::new(&estimate.codec, &estimate.rate, self.settings.code_rounds);
         self.progress.begin("comparing", planned.weights);
         let mut plans = planned.plans.iter();
@@ -640,7 +799,7 @@ impl Job<'_> {
                     let (Some(factor), Some(lost)) = (self.factor_of(*index), coded.lost[*index]) else {
                         return Ok(None);
                     };
-                    let coder = TensorCoder::new(plan, *rate_step, planned.class_base(plan));
+                    let coder = TensorCoder::new(plan, steps.free, planned.class_base(plan));
                     let (weights, dtype) = (self.load(*index), self.source.tensor(*index).dtype);
                     let mut worker = Worker::new(&encoder);
                     let mut lost_without = 0.0;
@@ -692,11 +851,24 @@ fn balance(
         {
             // By whole classes.
             let classes = ((spread(plan) - limited(spread(plan), centre)) / spacing.0).round() as i32;
-            plan.step += (f64::from(classes) * spacing.0 * OCTAVE) as i32;
-            plan.class_base -= classes;
-            sample.coarsen(classes, spacing);
+            let steps = (f64::from(classes) * spacing.0 * OCTAVE) as i32;
+            plan.coarsen(steps, classes);
+            sample.coarsen(steps, classes);
         }
     }
+}
+
+/// About the step at which weights take so many bits: where they would be if they took one bit a weight less per octave, and 1.05 at a step of one deviation.
+fn guessed(bits: f64) -> i32 {
+    (((1.05 - bits) * OCTAVE) as i32).clamp(*RATE_STEPS.start(), *RATE_STEPS.end())
+}
+
+/// Checks that a number of bits a weight can be meant.
+fn check_bits(bits: f64) -> Result<()> {
+    if bits > 0.0 && bits < MOST_BITS {
+        return Ok(());
+    }
+    Err(Error::input(format!("{bits} bits per weight cannot be meant")).remedy("give a number such as 4.0"))
 }
 
 pub(super) fn cannot_spool(error: std::io::Error) -> Error {

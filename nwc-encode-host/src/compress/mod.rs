@@ -6,6 +6,7 @@ mod encode;
 mod finish;
 mod job;
 mod ldlq;
+mod pins;
 mod plan;
 mod rate;
 mod tune;
@@ -19,6 +20,7 @@ use rayon::prelude::*;
 
 pub use encode::quantiser;
 pub(crate) use finish::{squared_error, weighted_nmse};
+pub use pins::Pin;
 pub(crate) use plan::WantedSteps;
 pub use tune::{Quantise, Tuner};
 pub use view::{Selection, View};
@@ -93,6 +95,8 @@ impl Default for Tuning {
 pub struct Settings {
     /// The rate.
     pub target: Target,
+    /// Tensors with rates of their own; the others then meet the target.
+    pub pins: Vec<Pin>,
     /// The quantiser.
     pub quantiser: Quantiser,
     /// What is done to weights before they are quantised, where it saves bits.
@@ -123,6 +127,7 @@ impl Settings {
         let quantiser = quantiser(DEFAULT_QUANTISER).expect("it is known");
         Self {
             target,
+            pins: Vec::new(),
             quantiser,
             transform: Transform::Hadamard,
             row_alpha: 1.0,
@@ -242,10 +247,11 @@ pub fn compress_tuned(
     if let Some(importance) = &settings.importance {
         importance.warn_of_strangers((0..source.len()).map(|index| source.tensor(index).name), progress);
     }
+    job.check_pins()?;
     job.factor()?;
     loop {
         let mut planned = job.measure()?;
-        let met = job.meet_target(&planned)?;
+        let met = job.meet_target(&mut planned)?;
         // A tensor that got larger is better left as it was; without it the rate has to be found again.
         let expanding: Vec<usize> = (0..source.len())
             .filter(|&index| met.coded.item_bytes(index) >= Some(source.bytes(index).len() as u64))

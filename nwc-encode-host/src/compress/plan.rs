@@ -225,6 +225,12 @@ impl TensorPlan {
         if saved > least && transformed.saved > TENSOR_BITS { transformed } else { self }
     }
 
+    /// Makes steps larger by so many 1/512 octaves, and classes lower.
+    pub fn coarsen(&mut self, steps: i32, classes: i32) {
+        self.step += steps;
+        self.class_base -= classes;
+    }
+
     /// The classes of rows if all rows of a chunk have the spread of their mix.
     fn classes_of_chunks(&self, spacing: ClassSpacing) -> Vec<i16> {
         let mut classes = self.row_class.clone();

@@ -37,16 +37,21 @@ pub struct TensorSample {
     groups: Vec<SampleGroup>,
     /// Weights of the tensor for each one sampled.
     scale: f64,
+    /// How much larger, in 1/512 octave, the step at rate 0 is than the one that weights are in units of, and how much lower classes are for that.
+    coarser: i32,
+    lower: i32,
 }
 
 impl TensorSample {
-    /// Makes the step at rate 0 larger by so many classes.
-    pub fn coarsen(&mut self, classes: i32, spacing: ClassSpacing) {
-        let factor = (-f64::from(classes) * spacing.0).exp2() as f32;
-        for group in &mut self.groups {
-            group.weights.iter_mut().for_each(|weight| *weight *= factor);
-            group.column_class.iter_mut().for_each(|class| *class -= classes);
-        }
+    /// Makes the step at rate 0 larger by so many 1/512 octaves, and classes lower.
+    pub fn coarsen(&mut self, steps: i32, classes: i32) {
+        self.coarser += steps;
+        self.lower += classes;
+    }
+
+    /// What makes weights be in units of the step at rate 0.
+    fn factor(&self) -> f32 {
+        (-f64::from(self.coarser) / OCTAVE).exp2() as f32
     }
 
     /// Takes about `fraction` of a tensor's groups of columns, evenly spread.
@@ -72,7 +77,8 @@ impl TensorSample {
             })
             .collect();
         let sampled: usize = taken.iter().map(|group| group.weights.len()).sum();
-        Self { groups: taken, scale: plan.view.elements() as f64 / sampled as f64 }
+        let scale = plan.view.elements() as f64 / sampled as f64;
+        Self { groups: taken, scale, coarser: 0, lower: 0 }
     }
 }
 
@@ -85,6 +91,7 @@ pub struct Sample {
     /// See [`Settings::exact`].
     exact: bool,
     tuning: Tuning,
+    spacing: ClassSpacing,
     tensors: Vec<TensorSample>,
     /// Number of classes.
     pub classes: usize,
@@ -148,13 +155,16 @@ impl Sample {
                 BINS_PER_UNIT * (-(octaves - 1.0).ceil().max(0.0)).exp2()
             })
             .collect();
-        for group in tensors.iter().flat_map(|tensor| &tensor.groups) {
+        for (tensor, group) in
+            tensors.iter().flat_map(|tensor| tensor.groups.iter().map(move |g| (tensor, g)))
+        {
+            let factor = tensor.factor();
             for (row, weights) in group.weights.chunks_exact(group.lanes).enumerate() {
-                let row_class = group.row_class.get(row).copied().unwrap_or(0);
+                let row_class = group.row_class.get(row).copied().unwrap_or(0) - tensor.lower;
                 for (weight, class) in weights.iter().zip(&group.column_class).take(group.lanes) {
                     let class = (class + row_class - least).clamp(0, classes as i32 - 1) as usize;
                     // Truncation of what is not negative: rounding down takes a call.
-                    let place = f64::from(*weight) * bins_per_unit[class] + BINS as f64;
+                    let place = f64::from(*weight * factor) * bins_per_unit[class] + BINS as f64;
                     histograms[class][place.clamp(0.0, 2.0 * BINS as f64 - 1.0) as usize] += 1;
                 }
             }
@@ -204,6 +214,7 @@ impl Sample {
             quantiser: settings.quantiser.clone(),
             exact: settings.exact,
             tuning: settings.tuning.clone(),
+            spacing,
             tensors,
             classes,
             class_offset: -least,
@@ -213,6 +224,21 @@ impl Sample {
             class_counts,
             side_bits,
         }
+    }
+
+    /// The same after tensors were [coarsened](TensorSample::coarsen), as `plans` were.
+    pub fn renew(&mut self, settings: &Settings, plans: &[&TensorPlan]) {
+        *self = Self::new(settings, plans, std::mem::take(&mut self.tensors), self.spacing);
+    }
+
+    /// How classes are spaced.
+    pub fn spacing(&self) -> ClassSpacing {
+        self.spacing
+    }
+
+    /// The sample of one tensor.
+    pub fn tensor_mut(&mut self, place: usize) -> &mut TensorSample {
+        &mut self.tensors[place]
     }
 
     /// Costs for the search before any table is fitted: each value takes the share of its class's weights that lie nearest to it.
@@ -257,6 +283,7 @@ impl Sample {
     pub fn estimate(&self, rate_step: i32) -> Estimate {
         let rate = self.parametric(rate_step);
         let inverse = (-f64::from(rate_step) / OCTAVE).exp2() as f32;
+        let factors: Vec<f32> = self.tensors.iter().map(TensorSample::factor).collect();
         let jobs: Vec<(usize, &SampleGroup)> = self
             .tensors
             .iter()
@@ -279,9 +306,10 @@ impl Sample {
                     for (to, from) in
                         weights.chunks_exact_mut(LANES).zip(group.weights.chunks_exact(group.lanes))
                     {
-                        to.iter_mut().zip(from).for_each(|(to, w)| *to = w * inverse);
+                        to.iter_mut().zip(from).for_each(|(to, w)| *to = w * factors[tensor] * inverse);
                     }
-                    let column_class = group.column_class.map(|class| class + self.class_offset);
+                    let offset = self.class_offset - self.tensors[tensor].lower;
+                    let column_class = group.column_class.map(|class| class + offset);
                     let block = Block {
                         weights,
                         column_class: &column_class,

@@ -60,14 +60,14 @@ impl Quantise for AtRate<'_> {
             .ok_or_else(|| Error::input("is not coded, or has another shape").tensor(name))?;
         let encoder =
             Encoder::new(&self.met.estimate.codec, &self.met.estimate.rate, self.job.settings.code_rounds);
-        let coder = TensorCoder::new(plan, self.met.rate_step, self.planned.class_base(plan));
+        let coder = TensorCoder::new(plan, self.met.steps.free, self.planned.class_base(plan));
         let dtype = self.job.source.tensor(index).dtype;
         Ok(Worker::new(&encoder).restore(&coder, weights, dtype, self.job.factor_of(index)))
     }
 
     fn fingerprint(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&self.met.rate_step.to_le_bytes());
+        hasher.update(&self.met.steps.free.to_le_bytes());
         hasher.update(&self.met.estimate.codec.to_bytes());
         for (_, plan) in &self.planned.plans {
             hasher.update(&plan.step.to_le_bytes());
