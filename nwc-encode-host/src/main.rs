@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use nwc_encode_host::commands::{self, Outcome};
+use nwc_encode_host::commands::{self, Outcome, recipe};
 use nwc_encode_host::progress::Terminal;
 use nwc_encode_host::{Error, ErrorKind, Result};
 
@@ -52,7 +52,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let command = Cli::command();
+    let compress = command.find_subcommand("compress").expect("there is this command");
+    let cli = match recipe::expand(std::env::args_os().collect(), compress) {
+        Ok(line) => Cli::parse_from(line),
+        Err(error) => return failed(&error),
+    };
     let result = run(&cli).and_then(|outcome| {
         let text = if cli.json { format!("{}\n", outcome.json) } else { outcome.text };
         print(&text)?;
@@ -61,16 +66,18 @@ fn main() -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
-        Err(error) => {
-            // Nobody may be listening; the exit status says it too.
-            let _ = writeln!(std::io::stderr(), "error: {error}");
-            ExitCode::from(match error.kind {
-                ErrorKind::Input => 2,
-                ErrorKind::Check => 1,
-                ErrorKind::Interrupted => 130,
-            })
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &Error) -> ExitCode {
+    // Nobody may be listening; the exit status says it too.
+    let _ = writeln!(std::io::stderr(), "error: {error}");
+    ExitCode::from(match error.kind {
+        ErrorKind::Input => 2,
+        ErrorKind::Check => 1,
+        ErrorKind::Interrupted => 130,
+    })
 }
 
 /// Writes the result. A closed pipe (`nwc-encode inspect | head`) is the reader's choice, not an error.

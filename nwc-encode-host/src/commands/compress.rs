@@ -55,6 +55,9 @@ pub struct CompressArgs {
     /// Calibration on the way.
     #[command(flatten)]
     pub calibration: CalibrationArgs,
+    /// Take options from this file as if they were given here, where they are not: `bits = 4.0` for --bits 4, `finetune = true` for --finetune
+    #[arg(long, value_name = "FILE.toml")]
+    pub recipe: Option<PathBuf>,
     /// Do everything but leave no file
     #[arg(long)]
     pub dry_run: bool,

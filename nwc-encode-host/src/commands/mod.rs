@@ -6,6 +6,7 @@ pub mod compress;
 pub mod decompress;
 pub mod eval;
 pub mod inspect;
+pub mod recipe;
 pub mod train;
 pub mod verify;
 
