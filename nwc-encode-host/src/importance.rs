@@ -60,6 +60,17 @@ struct Matrices {
     by_name: HashMap<String, usize>,
 }
 
+/// One of the H of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct MatrixId<'a> {
+    /// Its tensor's name.
+    pub(crate) name: &'a str,
+    /// Which one of a stack.
+    pub(crate) number: usize,
+    /// Its number of rows, and of columns.
+    pub(crate) inputs: usize,
+}
+
 impl Importance {
     /// Of diagonals `[in]` by the names of the tensors `[out, in]` whose inputs they are of.
     ///
@@ -112,7 +123,7 @@ impl Importance {
                 [a, b] | [_, a, b] if a == b => (a, a * a, a + 1),
                 _ => return Err(bad(format!("has the shape {:?}", tensor.shape))),
             };
-            if tensor.shape.len() == 2 && !is_outputs {
+            if apart > 1 {
                 by_name.insert(tensor.name.clone(), index);
             }
             let size = tensor.dtype.size();
@@ -174,33 +185,47 @@ impl Importance {
         self.diagonals.get(name).map(Vec::len)
     }
 
-    /// The name of the whole H of a tensor's inputs, if there is one: that of the first of the tensors that share it.
+    /// The whole H of the inputs of a tensor's `batch` matrices, or one for all of them, if there are any: those of the first of the tensors that share them.
     ///
     /// # Errors
-    /// It is of another number of inputs.
-    pub(crate) fn matrix_name<'a>(&'a self, name: &str, inputs: usize) -> Result<Option<&'a str>> {
+    /// They are of another number of inputs or of matrices.
+    pub(crate) fn matrices(&self, name: &str, inputs: usize, batch: usize) -> Result<Vec<MatrixId<'_>>> {
         self.diagonal(name, inputs)?;
-        let found = self.matrices.as_ref().and_then(|matrices| {
-            matrices.by_name.get(name).map(|&index| matrices.file.tensors()[index].name.as_str())
-        });
-        Ok(found)
+        let Some((file, &index)) =
+            self.matrices.as_ref().and_then(|matrices| Some((&matrices.file, matrices.by_name.get(name)?)))
+        else {
+            return Ok(Vec::new());
+        };
+        let tensor = &file.tensors()[index];
+        let count = if tensor.shape.len() == 2 { 1 } else { tensor.shape[0] };
+        if count != 1 && count != batch {
+            return Err(Error::input(format!(
+                "has {batch} matrices, the file of Hessians has {count} for it"
+            ))
+            .tensor(name)
+            .remedy("give the importance of this very model"));
+        }
+        Ok((0..batch)
+            .map(|matrix| MatrixId { name: &tensor.name, number: matrix.min(count - 1), inputs })
+            .collect())
     }
 
-    /// The whole H `[in, in]` of this name, row-major.
+    /// One whole H `[in, in]`, row-major.
     ///
     /// # Errors
-    /// There is none, or it holds NaN or infinity.
-    pub(crate) fn matrix(&self, name: &str, inputs: usize) -> Result<Vec<f32>> {
-        let found = self.matrices.as_ref().and_then(|matrices| {
-            let Matrices { file, by_name } = &**matrices;
-            by_name.get(name).map(|&index| to_f32(file.tensors()[index].dtype, file.bytes(index)))
-        });
-        match found {
-            Some(h) if h.len() == inputs * inputs && h.iter().all(|value| value.is_finite()) => Ok(h),
-            _ => Err(Error::input("its H is not [in, in] finite numbers")
-                .tensor(name)
-                .remedy("calibrate again, or leave it out of the file")),
+    /// It holds NaN or infinity.
+    pub(crate) fn matrix(&self, id: MatrixId<'_>) -> Result<Vec<f32>> {
+        let Matrices { file, by_name } = &**self.matrices.as_ref().expect("who has an id had it from there");
+        let index = by_name[id.name];
+        let dtype = file.tensors()[index].dtype;
+        let bytes = id.inputs * id.inputs * dtype.size();
+        let h = to_f32(dtype, &file.bytes(index)[id.number * bytes..][..bytes]);
+        if h.iter().all(|value| value.is_finite()) {
+            return Ok(h);
         }
+        Err(Error::input("its H holds NaN or infinity")
+            .tensor(id.name)
+            .remedy("calibrate again, or leave it out of the file"))
     }
 
     /// The diagonal of a tensor's inputs, if there is one.
@@ -257,11 +282,12 @@ impl Importance {
         }
     }
 
-    /// The steps that a tensor is to have. `remaining` is D of H = U D U^T if errors are made good by later inputs: what an error then costs.
+    /// The steps that a tensor is to have. `remaining` is D of H = U D U^T if errors are made good by later inputs: what an error then costs; or one for each of a stack of matrices.
+    /// Nobody knows how often each of those is needed, so that the steps of none are finer than the others' on average.
     pub(crate) fn steps_of(
         &self,
         diagonal: &[f32],
-        remaining: Option<&[f64]>,
+        remaining: &[&[f64]],
         outputs: Option<&[f32]>,
     ) -> WantedSteps {
         match self.steps {
@@ -277,9 +303,22 @@ impl Importance {
                     let mean = values.iter().map(|&h| f64::from(h)).sum::<f64>() / values.len() as f64;
                     values.iter().map(|&h| octave(f64::from(h) + DAMPING * mean)).collect()
                 };
-                let inputs = match remaining {
-                    Some(remaining) => remaining.iter().map(|&d| octave(d)).collect(),
-                    None => damped(diagonal),
+                let octaves: Vec<Vec<f64>> = remaining
+                    .iter()
+                    .map(|remaining| remaining.iter().map(|&d| octave(d)).collect())
+                    .collect();
+                let mean = |octaves: &[f64]| octaves.iter().sum::<f64>() / octaves.len() as f64;
+                let means: Vec<f64> = octaves.iter().map(|octaves| mean(octaves)).collect();
+                let inputs = match octaves.len() {
+                    0 => damped(diagonal),
+                    1 => octaves.concat(),
+                    _ => {
+                        let centre = mean(&means);
+                        let of_one = |(octaves, mean): (Vec<f64>, f64)| {
+                            octaves.into_iter().map(move |octave| octave - mean + centre)
+                        };
+                        octaves.into_iter().zip(means).flat_map(of_one).collect()
+                    }
                 };
                 WantedSteps { inputs, outputs: outputs.map_or(Vec::new(), damped) }
             }
@@ -336,12 +375,15 @@ mod tests {
     #[test]
     fn steps_are_the_inverse_root_of_importance() {
         let of = |steps| Importance::new(steps, HashMap::new()).unwrap();
-        let steps = of(Steps::Continuous).steps_of(&[400.0, 100.0, 25.0], None, Some(&[1.0, 4.0]));
+        let steps = of(Steps::Continuous).steps_of(&[400.0, 100.0, 25.0], &[], Some(&[1.0, 4.0]));
         // But for the damping.
         let octaves = steps.inputs;
         assert!((octaves[1] - octaves[0] - 1.0).abs() < 0.05 && (octaves[2] - octaves[1] - 1.0).abs() < 0.1);
         assert!((steps.outputs[0] - steps.outputs[1] - 1.0).abs() < 0.05);
-        let levels = of(Steps::Levels).steps_of(&[1.0; 4], None, None);
+        let stack: [&[f64]; 2] = [&[1.0, 16.0], &[64.0, 64.0]];
+        let stacked = of(Steps::Continuous).steps_of(&[1.0; 2], &stack, None).inputs;
+        assert_eq!(stacked, [-1.0, -3.0, -2.0, -2.0].map(|octave| octave + 0.0));
+        let levels = of(Steps::Levels).steps_of(&[1.0; 4], &[], None);
         assert!(levels.inputs.iter().all(|&octave| octave == 0.0));
     }
 

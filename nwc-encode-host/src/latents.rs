@@ -183,7 +183,7 @@ pub fn compress(
         }
         let original = source.bytes(index);
         let (error, energy) = squared_error(info.dtype, original, &restored);
-        let weighted = diagonal.map(|diagonal| weighted_nmse(info.dtype, original, &restored, diagonal));
+        let weighted = diagonal.map(|diagonal| weighted_nmse(info.dtype, original, &restored, diagonal, 1));
         errors.insert(index, (error, energy, weighted));
         coded.push(Some(analysed));
     }

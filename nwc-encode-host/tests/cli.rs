@@ -655,6 +655,100 @@ fn steps_follow_the_importance_of_inputs() {
     }
 }
 
+/// H of inputs that are sums of a few things.
+fn whole_h(input: usize, seed: u64) -> Vec<f32> {
+    let (things, samples) = (24, 400);
+    let mix = Source::Gaussian.matrix(things, input, seed);
+    let amounts = Source::Gaussian.matrix(samples, things, seed + 1);
+    let mut h = vec![0f32; input * input];
+    for amounts in amounts.chunks_exact(things) {
+        let at = |k: usize| (0..things).map(|t| amounts[t] * mix[t * input + k]).sum::<f32>();
+        let x: Vec<f32> = (0..input).map(at).collect();
+        for (i, sum) in h.iter_mut().enumerate() {
+            *sum += x[i / input] * x[i % input] / samples as f32;
+        }
+    }
+    h
+}
+
+/// tr(E H E^T) of errors [out, in], with H damped as LDLQ does.
+fn trace(errors: &[f64], h: &[f32], input: usize) -> f64 {
+    let mean = (0..input).map(|k| f64::from(h[k * (input + 1)])).sum::<f64>() / input as f64;
+    let damped = |at: usize| f64::from(h[at]) + if at.is_multiple_of(input + 1) { 0.01 * mean } else { 0.0 };
+    let mut trace = 0.0;
+    for error in errors.chunks_exact(input) {
+        for (j, e) in error.iter().enumerate() {
+            trace += error.iter().enumerate().map(|(k, f)| e * f * damped(j * input + k)).sum::<f64>();
+        }
+    }
+    trace
+}
+
+#[test]
+fn each_expert_of_a_stack_has_an_h_of_its_own() {
+    let (experts, out, input) = (3, 160, 96);
+    let h: Vec<Vec<f32>> = (0..experts).map(|expert| whole_h(input, 10 * expert as u64 + 5)).collect();
+    let stack = h.concat();
+    // Stacks of [out, in], and of [in, out]: which of them they are a square stack does not tell, but the other one does.
+    for inputs_first in [false, true] {
+        let sandbox = Sandbox::new();
+        let shape = if inputs_first { [experts, input, out] } else { [experts, out, input] };
+        let weights = vec![
+            Tensor::random("experts.gate_up_proj", DType::F16, &shape, 1),
+            Tensor::random("experts.down_proj", DType::BF16, &[experts, input, input], 2),
+            Tensor::random("router.weight", DType::F16, &[64, 64], 3),
+        ];
+        sandbox.model("model", &[("model.safetensors", None, weights)], &[]);
+        let names = ["experts.gate_up_proj", "experts.down_proj"];
+        let hessian = |name| Tensor::from_values(name, DType::F32, &[experts, input, input], &stack);
+        sandbox.model("h", &[("h.safetensors", None, names.map(hessian).to_vec())], &[]);
+        let line = "compress model --bits 3 --hessians h/h.safetensors -o a.nwc --force --json";
+        let report = sandbox.run(line).json();
+        assert!((2.99..=3.0).contains(&number(&report["bits_per_weight"])));
+        sandbox.run("verify a.nwc --against model").text();
+        sandbox.run("decompress a.nwc -o back --force").text();
+        let (original, restored) =
+            (sandbox.read("model/model.safetensors"), sandbox.read("back/model.safetensors"));
+        for name in names {
+            let of = |file: &[u8]| values(&SafeTensors::deserialize(file).unwrap().tensor(name).unwrap());
+            let (a, b) = (of(&original), of(&restored));
+            let errors: Vec<f64> = a.iter().zip(&b).map(|(a, b)| f64::from(a - b)).collect();
+            let size = errors.len() / experts;
+            let outputs = size / input;
+            let trace: f64 = errors
+                .chunks_exact(size)
+                .zip(&h)
+                .map(|(errors, h)| {
+                    let at = |i: usize| errors[i % input * outputs + i / input];
+                    let turned: Vec<f64> = (0..size).map(at).collect();
+                    trace(if inputs_first { &turned } else { errors }, h, input)
+                })
+                .sum();
+            let said = &by_name(&report)[name]["ldlq"];
+            let (lost, without) = (number(&said["lost"]), number(&said["lost_without"]));
+            assert!((lost / trace - 1.0).abs() < 1e-3, "{name}: {lost} said, {trace} found");
+            assert!(lost < 0.7 * without, "{name}: {lost} with feedback, {without} without");
+        }
+        let open = sandbox.run(&line.replace("-o", "--ldlq off -o")).json();
+        assert_eq!(by_name(&open)["experts.down_proj"]["ldlq"], Value::Null);
+        // One H for all of them, and too few.
+        let few = |count: usize| {
+            let h = Tensor::from_values(
+                "experts.gate_up_proj",
+                DType::F32,
+                &[count, input, input],
+                &stack[..count * input * input],
+            );
+            sandbox.model(&format!("h{count}"), &[("h.safetensors", None, vec![h])], &[]);
+            sandbox.run(&line.replace("h/h", &format!("h{count}/h")))
+        };
+        assert_ne!(by_name(&few(1).json())["experts.gate_up_proj"]["ldlq"], Value::Null);
+        let refused = few(2);
+        let message = refused.error();
+        assert!(message.contains("gate_up_proj") && message.contains("3 matrices"), "{message}");
+    }
+}
+
 #[test]
 fn later_columns_make_good_what_earlier_ones_lost() {
     let sandbox = Sandbox::new();
@@ -664,24 +758,9 @@ fn later_columns_make_good_what_earlier_ones_lost() {
         Tensor::random("o_proj.weight", DType::F16, &[out, input], 2),
     ];
     sandbox.model("model", &[("model.safetensors", None, weights)], &[("config.json", "{}")]);
-    // Inputs that are sums of a few things.
-    let (things, samples) = (24, 400);
-    let mix = Source::Gaussian.matrix(things, input, 5);
-    let amounts = Source::Gaussian.matrix(samples, things, 6);
-    let mut h = vec![0f32; input * input];
-    for amounts in amounts.chunks_exact(things) {
-        let at = |k: usize| (0..things).map(|t| amounts[t] * mix[t * input + k]).sum::<f32>();
-        let x: Vec<f32> = (0..input).map(at).collect();
-        for (i, sum) in h.iter_mut().enumerate() {
-            *sum += x[i / input] * x[i % input] / samples as f32;
-        }
-    }
+    let h = whole_h(input, 5);
     let hessians = vec![Tensor::from_values("q_proj.weight", DType::F32, &[input, input], &h)];
     sandbox.model("h", &[("h.safetensors", None, hessians)], &[]);
-    let damped = |at: usize| {
-        let mean = (0..input).map(|k| f64::from(h[k * (input + 1)])).sum::<f64>() / input as f64;
-        f64::from(h[at]) + if at.is_multiple_of(input + 1) { 0.01 * mean } else { 0.0 }
-    };
     for how in [
         "",
         "--importance none",
@@ -708,12 +787,7 @@ fn later_columns_make_good_what_earlier_ones_lost() {
             |file: &[u8]| values(&SafeTensors::deserialize(file).unwrap().tensor("q_proj.weight").unwrap());
         let (a, b) = (of(&original), of(&restored));
         let errors: Vec<f64> = a.iter().zip(&b).map(|(a, b)| f64::from(a - b)).collect();
-        let mut trace = 0.0;
-        for error in errors.chunks_exact(input) {
-            for (j, e) in error.iter().enumerate() {
-                trace += error.iter().enumerate().map(|(k, f)| e * f * damped(j * input + k)).sum::<f64>();
-            }
-        }
+        let trace = trace(&errors, &h, input);
         assert!((lost / trace - 1.0).abs() < 1e-3, "{how}: {lost} said, {trace} found");
         let open = sandbox.run(&line.replace("-o a.nwc", "--ldlq off -o b.nwc")).json();
         assert_eq!(by_name(&open)["q_proj.weight"]["ldlq"], Value::Null);

@@ -207,13 +207,13 @@ impl<'a> Worker<'a> {
         self.writer.finish(coder.plan.tile_lanes(tile), codec.precision, &encoder.symbols)
     }
 
-    /// What a decoder makes of a tensor, in the tensor's own order.
+    /// What a decoder makes of a tensor, in the tensor's own order; with feedback, if there is a factor for each matrix.
     pub fn restore(
         &mut self,
         coder: &TensorCoder<'_>,
         weights: &[f32],
         dtype: DType,
-        factor: Option<Factor<'_>>,
+        factors: &[Factor<'_>],
     ) -> Vec<f32> {
         let plan = coder.plan;
         let view = &plan.view;
@@ -221,7 +221,8 @@ impl<'a> Worker<'a> {
         let (mut indices, mut made) = (Vec::new(), Vec::new());
         for band in 0..plan.bands() {
             let rows = coder.band_rows(band).len();
-            let mut feedback = factor.map(|factor| Feedback::new(coder, factor, dtype, rows, true));
+            let factor = factors.get(coder.band_matrix(band));
+            let mut feedback = factor.map(|&factor| Feedback::new(coder, factor, dtype, rows, true));
             for tile in plan.band_tiles(band) {
                 let mut states = [0u8; LANES];
                 for group in coder.tile_groups(tile) {
@@ -551,6 +552,11 @@ impl<'a> TensorCoder<'a> {
         let row_blocks = rows.div_ceil(tile_rows);
         let (batch, first) = (band / row_blocks, band % row_blocks * tile_rows);
         batch * rows + first..batch * rows + (first + tile_rows).min(rows)
+    }
+
+    /// The matrix of a band.
+    pub(super) fn band_matrix(&self, band: usize) -> usize {
+        self.band_rows(band).start / self.plan.view.rows
     }
 
     /// The row stream of a band of rows.

@@ -94,9 +94,10 @@ fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<Report> {
                 let (tensor_error, tensor_energy) = squared_error(info.dtype, source.bytes(index), &bytes);
                 line.nmse = if tensor_energy > 0.0 { tensor_error / tensor_energy } else { 0.0 };
                 (error, energy) = (error + tensor_error, energy + tensor_energy);
-                line.weighted_nmse = job
-                    .importance(index)?
-                    .map(|diagonal| weighted_nmse(info.dtype, source.bytes(index), &bytes, diagonal));
+                let together = job.weights_of_an_input(index);
+                line.weighted_nmse = job.importance(index)?.map(|diagonal| {
+                    weighted_nmse(info.dtype, source.bytes(index), &bytes, diagonal, together)
+                });
                 report.weights += tensor.elements() as u64;
                 progress.advance(tensor.elements() as u64);
             }
@@ -128,12 +129,19 @@ fn coded_weights(container: &Container<'_>) -> u64 {
         .sum()
 }
 
-/// Squared error over squared weights, each input's squares times its importance; 0 if there is nothing.
-pub(crate) fn weighted_nmse(dtype: DType, original: &[u8], decoded: &[u8], diagonal: &[f32]) -> f64 {
-    let row = diagonal.len() * dtype.size();
+/// Squared error over squared weights, each input's squares times its importance; 0 if there is nothing. So many weights of an input lie `together`.
+pub(crate) fn weighted_nmse(
+    dtype: DType,
+    original: &[u8],
+    decoded: &[u8],
+    diagonal: &[f32],
+    together: usize,
+) -> f64 {
+    let row = diagonal.len() * together * dtype.size();
     let sums = |(original, decoded): (&[u8], &[u8])| {
         let (a, b) = (to_f32(dtype, original), to_f32(dtype, decoded));
-        a.iter().zip(&b).zip(diagonal).fold((0.0, 0.0), |(error, energy), ((&a, &b), &weight)| {
+        let weights = diagonal.iter().flat_map(|weight| std::iter::repeat_n(weight, together));
+        a.iter().zip(&b).zip(weights).fold((0.0, 0.0), |(error, energy), ((&a, &b), &weight)| {
             let (a, b, weight) = (f64::from(a), f64::from(b), f64::from(weight));
             (error + weight * (a - b).powi(2), energy + weight * a.powi(2))
         })

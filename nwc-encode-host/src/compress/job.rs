@@ -169,10 +169,7 @@ impl Job<'_> {
     /// The name under which the importance of a coded tensor's inputs is known, if it is: its own, or that of one with the same weights.
     fn known_as(&self, index: usize) -> Option<&str> {
         let importance = self.settings.importance.as_ref()?;
-        let Fate::Code(view) = &self.fates[index] else { return None };
-        // Some families stack experts the other way, [batch, in, out]: what is coded as their inputs are their outputs.
-        let suits = |name: &str| view.batch == 1 || importance.inputs(name) == Some(view.inputs());
-        self.names(index).find(|name| importance.inputs(name).is_some() && suits(name))
+        self.names(index).find(|name| importance.inputs(name).is_some())
     }
 
     /// The names of a tensor and of those with the same weights.
@@ -214,36 +211,44 @@ impl Job<'_> {
         }
     }
 
+    /// See [`View::weights_of_an_input`]; 1 of what is not coded.
+    pub(super) fn weights_of_an_input(&self, index: usize) -> usize {
+        match &self.fates[index] {
+            Fate::Code(view) => view.weights_of_an_input(),
+            _ => 1,
+        }
+    }
+
     /// Factors the H of all tensors that LDLQ is for.
     pub(super) fn factor(&mut self) -> Result<()> {
         let (true, Some(importance)) = (self.settings.ldlq, &self.settings.importance) else { return Ok(()) };
-        let mut names = Vec::new();
-        for (index, fate) in self.fates.iter().enumerate() {
-            // Columns are what is coded one after the other: of an embedding those are outputs. A batch has an H for each of its matrices.
-            let (Fate::Code(view), Some(name)) = (fate, self.known_as(index)) else { continue };
-            if !view.transposed && view.batch == 1 {
-                let name = importance.matrix_name(name, view.inputs())?;
-                names.extend(name.map(|name| (name, view.inputs())));
-            }
+        let mut ids = Vec::new();
+        for (index, view) in self.coded() {
+            // Columns are what is coded one after the other: of an embedding those are outputs.
+            let Some(name) = self.known_as(index).filter(|_| view.inputs_are_columns()) else { continue };
+            ids.extend(importance.matrices(name, view.inputs(), view.batch)?);
         }
-        names.sort_unstable();
-        names.dedup();
-        self.progress.begin("factoring", names.iter().map(|(_, inputs)| *inputs as u64).sum());
+        ids.sort_unstable();
+        ids.dedup();
+        self.progress.begin("factoring", ids.iter().map(|id| id.inputs as u64).sum());
         let done = |inputs: usize| {
             self.progress.advance(inputs as u64);
             self.progress.check()
         };
-        let factors = Factors::new(&names, |name, inputs| importance.matrix(name, inputs), done)?;
+        let factors = Factors::new(&ids, |id| importance.matrix(id), done)?;
         self.factors = Some(factors);
         Ok(())
     }
 
-    /// The factor of the H of a coded tensor's inputs, if LDLQ is on and it is known.
-    pub(super) fn factor_of(&self, index: usize) -> Option<Factor<'_>> {
-        let (factors, importance) = (self.factors.as_ref()?, self.settings.importance.as_ref()?);
-        let Fate::Code(view) = &self.fates[index] else { return None };
-        let name = importance.matrix_name(self.known_as(index)?, view.inputs()).ok()??;
-        factors.get(name)
+    /// The factors of the H of the inputs of a coded tensor's matrices, if LDLQ is on and those are known.
+    pub(super) fn factors_of(&self, index: usize) -> Vec<Factor<'_>> {
+        let find = || {
+            let (factors, importance) = (self.factors.as_ref()?, self.settings.importance.as_ref()?);
+            let Fate::Code(view) = &self.fates[index] else { return None };
+            let ids = importance.matrices(self.known_as(index)?, view.inputs(), view.batch).ok()?;
+            ids.into_iter().map(|id| factors.get(id)).collect()
+        };
+        find().unwrap_or_default()
     }
 
     /// The steps that a coded tensor is to have, where that is known.
@@ -251,13 +256,14 @@ impl Job<'_> {
         let (Some(importance), Some(diagonal)) = (&self.settings.importance, self.importance(index)?) else {
             return Ok(WantedSteps::default());
         };
-        let remaining = self.factor_of(index).map(|factor| factor.diagonal);
+        let factors = self.factors_of(index);
+        let remaining: Vec<&[f64]> = factors.iter().map(|factor| factor.diagonal).collect();
         let Fate::Code(view) = &self.fates[index] else { return Ok(WantedSteps::default()) };
         let outputs = match self.known_as(index) {
             Some(name) => importance.outputs(name, view.outputs())?,
             None => None,
         };
-        Ok(importance.steps_of(diagonal, remaining, outputs))
+        Ok(importance.steps_of(diagonal, &remaining, outputs))
     }
 
     /// Reads the model once: row and column spreads, and the sample. Twice, if it turns out that its transforms save too little to be worth their classes.
@@ -717,13 +723,13 @@ impl Job<'_> {
                 .map(|(_, plan)| TensorCoder::new(plan, rate_step, planned.class_base(plan)))
                 .collect();
             // All tiles of the batch in one list, so that small tensors keep all cores busy too; with feedback all of a band, for each waits for those before it.
-            let factors: Vec<_> = batch.iter().map(|&(index, _)| self.factor_of(index)).collect();
+            let factors: Vec<_> = batch.iter().map(|&(index, _)| self.factors_of(index)).collect();
             let tasks: Vec<(usize, Range<usize>)> = coders
                 .iter()
                 .zip(&factors)
                 .enumerate()
-                .flat_map(|(i, (coder, factor))| {
-                    let tiles = if factor.is_some() { coder.plan.column_blocks() } else { 1 };
+                .flat_map(|(i, (coder, factors))| {
+                    let tiles = if factors.is_empty() { 1 } else { coder.plan.column_blocks() };
                     (0..coder.plan.tiles()).step_by(tiles).map(move |first| (i, first..first + tiles))
                 })
                 .collect();
@@ -734,9 +740,11 @@ impl Job<'_> {
                     let (mut streams, mut losses) = (Vec::new(), Vec::new());
                     for (i, tiles) in tasks {
                         let (coder, weights, index) = (&coders[*i], &loaded[*i], batch[*i].0);
-                        let mut feedback = factors[*i].map(|factor| {
-                            let rows = coder.band_rows(tiles.start / coder.plan.column_blocks()).len();
-                            Feedback::new(coder, factor, self.source.tensor(index).dtype, rows, true)
+                        let band = tiles.start / coder.plan.column_blocks();
+                        let mut feedback = factors[*i].get(coder.band_matrix(band)).map(|&factor| {
+                            let (dtype, rows) =
+                                (self.source.tensor(index).dtype, coder.band_rows(band).len());
+                            Feedback::new(coder, factor, dtype, rows, true)
                         });
                         for tile in tiles.clone() {
                             self.progress.check()?;
@@ -796,9 +804,8 @@ impl Job<'_> {
             let found: Vec<Option<LdlqReport>> = plans
                 .par_iter()
                 .map(|(index, plan)| {
-                    let (Some(factor), Some(lost)) = (self.factor_of(*index), coded.lost[*index]) else {
-                        return Ok(None);
-                    };
+                    let factors = self.factors_of(*index);
+                    let Some(lost) = coded.lost[*index] else { return Ok(None) };
                     let coder = TensorCoder::new(plan, steps.free, planned.class_base(plan));
                     let (weights, dtype) = (self.load(*index), self.source.tensor(*index).dtype);
                     let mut worker = Worker::new(&encoder);
@@ -806,12 +813,14 @@ impl Job<'_> {
                     for band in 0..plan.bands() {
                         self.progress.check()?;
                         let rows = coder.band_rows(band).len();
+                        let factor = factors[coder.band_matrix(band)];
                         let mut open = Feedback::new(&coder, factor, dtype, rows, false);
                         worker.follow(&coder, &weights, plan.band_tiles(band), &mut open);
                         lost_without += open.lost;
                     }
                     self.progress.advance(weights.len() as u64);
-                    Ok(Some(LdlqReport { lost, lost_without, damping: factor.damping }))
+                    let damping = factors.iter().map(|factor| factor.damping).fold(0.0, f64::max);
+                    Ok(Some(LdlqReport { lost, lost_without, damping }))
                 })
                 .collect::<Result<_>>()?;
             plans.iter().zip(found).for_each(|((index, _), report)| reports[*index] = report);

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use super::encode::{Group, TensorCoder};
 use super::job::cannot_spool;
 use crate::coding::search::LANES;
+use crate::importance::MatrixId;
 use crate::{Error, Result};
 
 /// Parts of the mean of H's diagonal that are added to it, until it has a factor: the paper's first.
@@ -27,7 +28,7 @@ const DAMPING: [f64; 4] = [0.01, 0.03, 0.1, 1.0];
 #[derive(Debug)]
 pub(super) struct Factors {
     map: Option<Mmap>,
-    by_name: HashMap<String, Entry>,
+    by_name: HashMap<(String, usize), Entry>,
 }
 
 #[derive(Debug)]
@@ -49,29 +50,28 @@ pub(super) struct Factor<'a> {
 }
 
 impl Factors {
-    /// Factors `[in, in]` matrices, which `load` fetches by name.
+    /// Factors `[in, in]` matrices, which `load` fetches.
     pub(super) fn new<'a>(
-        names: &[(&'a str, usize)],
-        load: impl Fn(&'a str, usize) -> Result<Vec<f32>> + Sync,
+        ids: &[MatrixId<'a>],
+        load: impl Fn(MatrixId<'a>) -> Result<Vec<f32>> + Sync,
         done: impl Fn(usize) -> Result<()> + Sync,
     ) -> Result<Self> {
         let mut file = tempfile::tempfile().map_err(cannot_spool)?;
         let mut by_name = HashMap::new();
         let mut offset = 0;
         // As many at a time as there are threads: each takes some copies of H in double precision.
-        for names in names.chunks(rayon::current_num_threads()) {
-            let factored: Vec<_> = names
+        for ids in ids.chunks(rayon::current_num_threads()) {
+            let factored: Vec<_> = ids
                 .par_iter()
-                .map(|&(name, inputs)| {
-                    let factored =
-                        factor(&load(name, inputs)?, inputs).map_err(|error| error.tensor(name))?;
-                    done(inputs)?;
+                .map(|&id| {
+                    let factored = factor(&load(id)?, id.inputs).map_err(|error| error.tensor(id.name))?;
+                    done(id.inputs)?;
                     Ok(factored)
                 })
                 .collect::<Result<_>>()?;
-            for (&(name, _), (diagonal, upper, damping)) in names.iter().zip(factored) {
+            for (id, (diagonal, upper, damping)) in ids.iter().zip(factored) {
                 file.write_all(bytemuck::cast_slice(&upper)).map_err(cannot_spool)?;
-                by_name.insert(name.to_owned(), Entry { offset, diagonal, damping });
+                by_name.insert((id.name.to_owned(), id.number), Entry { offset, diagonal, damping });
                 offset += upper.len() * size_of::<f32>();
             }
         }
@@ -80,9 +80,9 @@ impl Factors {
         Ok(Self { map, by_name })
     }
 
-    /// The factor of this name.
-    pub(super) fn get(&self, name: &str) -> Option<Factor<'_>> {
-        let Entry { offset, diagonal, damping } = self.by_name.get(name)?;
+    /// One of them.
+    pub(super) fn get(&self, id: MatrixId<'_>) -> Option<Factor<'_>> {
+        let Entry { offset, diagonal, damping } = self.by_name.get(&(id.name.to_owned(), id.number))?;
         let bytes = &self.map.as_ref()?[*offset..][..diagonal.len() * diagonal.len() * size_of::<f32>()];
         Some(Factor { diagonal, upper: bytemuck::cast_slice(bytes), damping: *damping })
     }
@@ -173,9 +173,11 @@ impl<'a> Feedback<'a> {
         let places = rows * group.lanes;
         let view = &self.coder.plan.view;
         self.weights.resize(places, 0.0);
+        let (row_stride, column_stride) = view.strides();
+        let from = &tensor[view.position(group.batch, group.first_row, group.first_column)..];
         for row in 0..rows {
-            let from = &tensor[view.position(group.batch, group.first_row + row, group.first_column)..];
-            for (lane, &weight) in from[..group.lanes].iter().enumerate() {
+            let from = from[row * row_stride..].iter().step_by(column_stride);
+            for (lane, &weight) in from.take(group.lanes).enumerate() {
                 self.weights[lane * rows + row] = weight;
             }
         }
@@ -335,7 +337,14 @@ mod tests {
             let h = hessian(inputs, 7);
             let (diagonal, upper, damping) = factor(&h, inputs).unwrap();
             let weights = Source::Gaussian.matrix(rows, inputs, inputs as u64);
-            let view = View { batch: 1, rows, columns: inputs, transposed: false, batched: false };
+            let view = View {
+                batch: 1,
+                rows,
+                columns: inputs,
+                transposed: false,
+                batched: false,
+                inputs_first: false,
+            };
             let wanted = WantedSteps {
                 inputs: (0..inputs).map(|k| f64::from(k as u32 % 3) - 1.0).collect(),
                 outputs: Vec::new(),

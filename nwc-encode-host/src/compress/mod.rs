@@ -323,7 +323,30 @@ fn sort_out(source: &dyn TensorSource, settings: &Settings, progress: &dyn Progr
             progress.warn(&format!("tensor {:?} holds NaN or infinity: stored raw", tensor.name));
         }
     }
+    if let Some(importance) = &settings.importance {
+        turn_stacks(source, importance, &mut fates);
+    }
     Ok(fates)
+}
+
+/// Some families stack experts as [batch, in, out]. How many inputs their importance is of tells, and for stacks of square matrices the others of the model do: they are coded as the transposes of
+/// what lies in memory, so that inputs are columns, which errors are fed back along.
+fn turn_stacks(source: &dyn TensorSource, importance: &Importance, fates: &mut [Fate]) {
+    let inputs_first = |(index, fate): (usize, &Fate)| match fate {
+        Fate::Code(view) if view.batched && view.rows != view.columns => {
+            let inputs = importance.inputs(source.tensor(index).name)?;
+            [view.rows, view.columns].contains(&inputs).then_some(inputs == view.rows)
+        }
+        _ => None,
+    };
+    let told: Vec<Option<bool>> = fates.iter().enumerate().map(inputs_first).collect();
+    let all = told.contains(&Some(true)) && !told.contains(&Some(false));
+    for (fate, told) in fates.iter_mut().zip(told) {
+        match fate {
+            Fate::Code(view) if view.batched && told.unwrap_or(all) => *view = view.with_inputs_first(),
+            _ => {}
+        }
+    }
 }
 
 /// What the directory can hold (docs/bitstream.md §3.3).

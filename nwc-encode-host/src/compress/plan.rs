@@ -47,7 +47,7 @@ pub struct ClassSpacing(pub f64);
 /// The steps that a tensor's outputs and inputs are to have, as binary logarithms; empty where nothing is known.
 #[derive(Debug, Clone, Default)]
 pub struct WantedSteps {
-    /// Of each input of `[out, in]`, next to the others'.
+    /// Of each input of `[out, in]`, next to the others'; of a batch those of all matrices together, or of each one.
     pub inputs: Vec<f64>,
     /// Of each output; with those of inputs added they compare between tensors.
     pub outputs: Vec<f64>,
@@ -89,7 +89,7 @@ pub struct TensorPlan {
 }
 
 impl TensorPlan {
-    /// Measures a tensor. `weights` is the whole tensor in its own order, [batch, out, in].
+    /// Measures a tensor. `weights` is the whole tensor in its own order.
     pub fn measure(
         view: View,
         weights: &[f32],
@@ -99,6 +99,13 @@ impl TensorPlan {
         tuning: &Tuning,
     ) -> Self {
         let (outputs, inputs) = (view.outputs(), view.inputs());
+        let turned;
+        let weights = if view.inputs_first {
+            turned = outputs_first(&view, weights);
+            &turned
+        } else {
+            weights
+        };
         // Deviations about zero: the coder has no means.
         let deviation = |output: &[f32]| {
             let square: f64 = output.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
@@ -115,7 +122,7 @@ impl TensorPlan {
 
         // Scales of columns stand in the tiles' own streams.
         let streams = ROW_STREAM_BITS * bands(&view);
-        let (of_outputs, of_inputs) = if view.transposed { (0.0, streams) } else { (streams, 0.0) };
+        let (of_outputs, of_inputs) = if view.inputs_are_columns() { (streams, 0.0) } else { (0.0, streams) };
         let limited = |octaves: &[f64], centre: f64| -> Vec<f64> {
             octaves.iter().map(|octave| (octave - centre).clamp(-MAX_SPREAD, MAX_SPREAD)).collect()
         };
@@ -125,11 +132,13 @@ impl TensorPlan {
         } else {
             let centre = finite_mean(&wanted.outputs);
             let between = |(log, step): (&f64, f64)| log + OUTPUT_POWER * (step - log);
-            let steps = relative.iter().zip(limited(&wanted.outputs, centre)).map(between).collect();
+            let wanted = limited(&wanted.outputs, centre).repeat(view.batch);
+            let steps = relative.iter().zip(wanted).map(between).collect();
             (centre + input_centre, steps)
         };
         let (output_shift, scale) = scales(&output_steps, inputs, of_outputs, tuning);
-        let input_steps = limited(&wanted.inputs, input_centre).repeat(view.batch);
+        let matrices = if wanted.inputs.len() == inputs { view.batch } else { 1 };
+        let input_steps = limited(&wanted.inputs, input_centre).repeat(matrices);
         let (input_shift, input_scale) = scales(&input_steps, outputs, of_inputs, tuning);
         let nonzero = |values: Vec<i16>| if values.iter().all(|&v| v == 0) { Vec::new() } else { values };
         let (scale, input_scale) = (nonzero(scale), nonzero(input_scale));
@@ -152,7 +161,7 @@ impl TensorPlan {
 
         let output = (output_shift, scale, nonzero(output_class));
         let input = (input_shift, input_scale, nonzero(input_class));
-        let (rows, columns) = if view.transposed { (input, output) } else { (output, input) };
+        let (rows, columns) = if view.inputs_are_columns() { (output, input) } else { (input, output) };
         let ((row_shift, row_scale, row_class), (column_shift, column_scale, column_class)) = (rows, columns);
         let (lanes, columns_per_lane, tile_rows) = tiling(&view, tuning);
         Self {
@@ -426,6 +435,18 @@ impl Trial<'_> {
     }
 }
 
+/// Matrices that lie in memory as [in, out], as [out, in].
+fn outputs_first(view: &View, weights: &[f32]) -> Vec<f32> {
+    let (outputs, inputs) = (view.outputs(), view.inputs());
+    let mut turned = vec![0.0; weights.len()];
+    for (to, from) in turned.chunks_exact_mut(inputs * outputs).zip(weights.chunks_exact(inputs * outputs)) {
+        for (output, to) in to.chunks_exact_mut(inputs).enumerate() {
+            to.iter_mut().zip(from[output..].iter().step_by(outputs)).for_each(|(to, from)| *to = *from);
+        }
+    }
+    turned
+}
+
 /// Rows that whole chunks hold.
 const fn chunked(rows: usize) -> usize {
     rows / CHUNK_ROWS * CHUNK_ROWS
@@ -499,7 +520,7 @@ fn tiling(view: &View, tuning: &Tuning) -> (usize, usize, usize) {
     let lanes = lanes.min(view.columns);
     let bands = view.rows.div_ceil(MAX_TILE_ROWS);
     let tile_rows = view.rows.div_ceil(bands).next_multiple_of(16).min(view.rows);
-    let wanted = if view.transposed { tuning.lookup_lane_symbols } else { tuning.lane_symbols };
+    let wanted = if view.inputs_are_columns() { tuning.lane_symbols } else { tuning.lookup_lane_symbols };
     let groups = view.columns.div_ceil(lanes);
     // As few tiles as the wanted length allows, all about equally wide.
     let blocks = groups.div_ceil(wanted.div_ceil(tile_rows).min(groups));
@@ -572,7 +593,8 @@ fn input_classes(
     let mut counts = Counts::default();
     classes.iter().for_each(|&class| counts.add(i32::from(class)));
     let left = spacing.0.powi(2) / 12.0;
-    let streams = if view.transposed { ROW_STREAM_BITS * bands(view) / classes.len() as f64 } else { 0.0 };
+    let streams =
+        if view.inputs_are_columns() { 0.0 } else { ROW_STREAM_BITS * bands(view) / classes.len() as f64 };
     // The variance of what classes can follow; without steps it is the signal's.
     let followed = wanted.iter().map(|octave| octave.powi(2)).sum::<f64>() / wanted.len() as f64;
     let worth = if steps.is_empty() { signal } else { followed };
@@ -595,20 +617,28 @@ mod tests {
         for (rows, columns) in [(1, 1), (1, 5000), (5000, 1), (96, 96), (4096, 4096), (151_936, 64), (17, 33)]
         {
             for transposed in [false, true] {
-                let view = View { batch: 1, rows, columns, transposed, batched: false };
+                let view = View { batch: 1, rows, columns, transposed, batched: false, inputs_first: false };
                 let (lanes, per_lane, tile_rows) = tiling(&view, &Tuning::default());
                 assert!((1..=32).contains(&lanes) && lanes <= columns);
                 assert!(per_lane >= 1 && (per_lane - 1) * lanes < columns);
                 assert!((1..=rows).contains(&tile_rows) && tile_rows <= MAX_TILE_ROWS);
             }
         }
-        let view = View { batch: 1, rows: 2048, columns: 2048, transposed: false, batched: false };
+        let view = View {
+            batch: 1,
+            rows: 2048,
+            columns: 2048,
+            transposed: false,
+            batched: false,
+            inputs_first: false,
+        };
         assert_eq!(tiling(&view, &Tuning::default()), (32, 4, 2048));
     }
 
     #[test]
     fn equal_rows_and_columns_need_no_side_information() {
-        let view = View { batch: 1, rows: 64, columns: 64, transposed: false, batched: false };
+        let view =
+            View { batch: 1, rows: 64, columns: 64, transposed: false, batched: false, inputs_first: false };
         let weights: Vec<f32> = (0..4096).map(|i| if (i / 3) % 2 == 0 { 0.5 } else { -0.5 }).collect();
         let plan = measured(view, &weights, 1.0, ClassSpacing(0.25));
         assert!(plan.row_scale.is_empty() && plan.column_class.is_empty() && plan.row_class.is_empty());
@@ -617,7 +647,14 @@ mod tests {
 
     #[test]
     fn loud_rows_get_scales_and_loud_columns_classes() {
-        let view = View { batch: 1, rows: 256, columns: 256, transposed: false, batched: false };
+        let view = View {
+            batch: 1,
+            rows: 256,
+            columns: 256,
+            transposed: false,
+            batched: false,
+            inputs_first: false,
+        };
         let weights: Vec<f32> = (0..65_536)
             .map(|i| {
                 let (row, column) = (i / 256, i % 256);
@@ -637,7 +674,8 @@ mod tests {
     #[test]
     fn rows_that_are_not_worth_scales_get_no_classes_in_their_place() {
         // Deviations of so few weights differ by chance, by some tenth of an octave.
-        let view = View { batch: 1, rows: 256, columns: 48, transposed: false, batched: false };
+        let view =
+            View { batch: 1, rows: 256, columns: 48, transposed: false, batched: false, inputs_first: false };
         let weights = Source::Gaussian.matrix(view.rows, view.columns, 1);
         let plan = measured(view, &weights, 1.0, ClassSpacing(0.25));
         assert!(plan.row_scale.is_empty() && plan.row_class.is_empty());
@@ -646,7 +684,8 @@ mod tests {
     #[test]
     fn the_outputs_of_an_embedding_are_its_tokens() {
         // [token, dimension]: loud tokens get scales, loud dimensions classes.
-        let view = View { batch: 1, rows: 256, columns: 256, transposed: true, batched: false };
+        let view =
+            View { batch: 1, rows: 256, columns: 256, transposed: true, batched: false, inputs_first: false };
         let weights: Vec<f32> = (0..65_536)
             .map(|i| {
                 let (token, dimension) = (i / 256, i % 256);
@@ -668,8 +707,14 @@ mod tests {
         let trial = Trial { quantiser: &quantiser, rate_step: -3 * OCTAVE as i32, spacing };
         for (groups, wanted) in [(6, Transform::Identity), (96, Transform::Hadamard)] {
             // Latents that spread by 0.2 octaves more and less save 0.02 bits a weight.
-            let view =
-                View { batch: 1, rows: 64, columns: groups * LANES, transposed: false, batched: false };
+            let view = View {
+                batch: 1,
+                rows: 64,
+                columns: groups * LANES,
+                transposed: false,
+                batched: false,
+                inputs_first: false,
+            };
             let mut weights = vec![0.0; view.elements()];
             for group in 0..groups {
                 let mut latents = Source::Gaussian.matrix(view.rows, LANES, group as u64);

@@ -62,7 +62,7 @@ impl Quantise for AtRate<'_> {
             Encoder::new(&self.met.estimate.codec, &self.met.estimate.rate, self.job.settings.code_rounds);
         let coder = TensorCoder::new(plan, self.met.steps.free, self.planned.class_base(plan));
         let dtype = self.job.source.tensor(index).dtype;
-        Ok(Worker::new(&encoder).restore(&coder, weights, dtype, self.job.factor_of(index)))
+        Ok(Worker::new(&encoder).restore(&coder, weights, dtype, &self.job.factors_of(index)))
     }
 
     fn fingerprint(&self) -> u32 {

@@ -11,10 +11,12 @@ pub struct View {
     pub rows: usize,
     /// Columns as coded.
     pub columns: usize,
-    /// The matrices are coded as their transposes: rows are inputs, columns are outputs.
+    /// The matrices are coded as the transposes of what lies in memory.
     pub transposed: bool,
     /// The first dimension is the batch.
     pub batched: bool,
+    /// Matrices lie in memory as [in, out], not as [out, in].
+    pub inputs_first: bool,
 }
 
 impl View {
@@ -24,17 +26,34 @@ impl View {
         let out = rest[0];
         let input = rest[1..].iter().product();
         let (rows, columns) = if transposed { (input, out) } else { (out, input) };
-        Self { batch, rows, columns, transposed, batched }
+        Self { batch, rows, columns, transposed, batched, inputs_first: false }
+    }
+
+    /// The view of matrices that lie in memory as [in, out] and are coded as [out, in], as others are.
+    #[must_use]
+    pub fn with_inputs_first(self) -> Self {
+        let Self { rows, columns, transposed, .. } = self;
+        Self { rows: columns, columns: rows, transposed: !transposed, inputs_first: true, ..self }
+    }
+
+    /// Whether the columns that are coded one after the other are inputs, as they are unless the tensor is an embedding.
+    pub fn inputs_are_columns(&self) -> bool {
+        self.transposed == self.inputs_first
+    }
+
+    /// Weights that lie side by side in memory and have the same input.
+    pub fn weights_of_an_input(&self) -> usize {
+        if self.inputs_first { self.outputs() } else { 1 }
     }
 
     /// Output rows of a matrix [out, in].
     pub fn outputs(&self) -> usize {
-        if self.transposed { self.columns } else { self.rows }
+        if self.inputs_are_columns() { self.rows } else { self.columns }
     }
 
     /// Input columns of a matrix [out, in].
     pub fn inputs(&self) -> usize {
-        if self.transposed { self.rows } else { self.columns }
+        if self.inputs_are_columns() { self.columns } else { self.rows }
     }
 
     /// Number of weights.
@@ -148,6 +167,10 @@ mod tests {
         assert_eq!(plain.position(1, 2, 4), 29);
         let transposed = View::new(&[3, 5], false, true);
         assert_eq!((transposed.rows, transposed.columns), (5, 3));
+        assert_eq!((transposed.outputs(), transposed.inputs()), (3, 5));
         assert_eq!(transposed.position(0, 4, 2), 14);
+        let inputs_first = View::new(&[2, 3, 5], true, false).with_inputs_first();
+        assert_eq!((inputs_first.outputs(), inputs_first.inputs(), inputs_first.columns), (5, 3, 3));
+        assert_eq!(inputs_first.position(1, 4, 2), 29);
     }
 }
