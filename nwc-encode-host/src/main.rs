@@ -35,7 +35,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Compress(commands::compress::CompressArgs),
+    Compress(Box<commands::compress::CompressArgs>),
     Decompress(commands::decompress::DecompressArgs),
     Inspect(commands::inspect::InspectArgs),
     Verify(commands::verify::VerifyArgs),

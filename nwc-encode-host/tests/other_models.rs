@@ -1,4 +1,4 @@
-//! Models that are no transformers: an LSTM and an MLP, as PyTorch names their tensors, there and back.
+//! Models that are no transformers: an LSTM and an MLP, with the names of `PyTorch`, there and back.
 
 mod common;
 
@@ -64,6 +64,9 @@ fn mlp() -> Vec<Tensor> {
 
 const PIXELS: usize = 28 * 28;
 
+/// Shapes and values by name.
+type Restored = HashMap<String, (Vec<usize>, Vec<f32>)>;
+
 /// Writes tensors as F32.
 fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a [usize], &'a [f32])>) {
     let tensors: Vec<_> = tensors
@@ -79,7 +82,7 @@ fn write<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a [usize
     fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-fn read(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
+fn read(path: &Path) -> Restored {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let values = |view: &TensorView<'_>| {
@@ -106,12 +109,7 @@ fn nmse<'a>(pairs: impl Iterator<Item = (&'a [f32], &'a [f32])>) -> f64 {
 }
 
 /// Compresses, verifies and decompresses a model, and gives what came back.
-fn there_and_back(
-    tensors: &[Tensor],
-    folder: &Path,
-    bits: f64,
-    options: &str,
-) -> (Value, HashMap<String, (Vec<usize>, Vec<f32>)>) {
+fn there_and_back(tensors: &[Tensor], folder: &Path, bits: f64, options: &str) -> (Value, Restored) {
     write(&folder.join("a.safetensors"), tensors.iter().map(|t| (t.name, &t.shape[..], &t.values[..])));
     let report = json(folder, &format!("compress a.safetensors --bits {bits} -o a.nwc --force{options}"));
     let verified = json(folder, "verify a.nwc --against a.safetensors");

@@ -24,7 +24,7 @@ use crate::{Error, Result};
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Rate and distortion of a real container, its bytes counted
-    Rd(RdArgs),
+    Rd(Box<RdArgs>),
     /// Decoding speed
     Decode(DecodeArgs),
 }
