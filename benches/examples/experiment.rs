@@ -55,6 +55,35 @@ enum Experiment {
         /// Folder with models/
         assets: Option<PathBuf>,
     },
+    /// Perplexity and zero-shot accuracy at equal bits, step by step and next to baselines
+    #[cfg(feature = "models")]
+    Accuracy {
+        /// Where to draw it
+        svg: PathBuf,
+        /// Folder with models/ and data/
+        assets: PathBuf,
+        /// One model after the other
+        #[arg(long, num_args = 1.., default_values = ["llama-tiny", "qwen3-tiny", "mixtral-tiny", "clip-cifar", "siglip-cifar"])]
+        models: Vec<String>,
+        /// Windows of 512 tokens that are predicted; all of the text by default
+        #[arg(long)]
+        windows: Option<usize>,
+        /// Fine-tuned as well
+        #[arg(long)]
+        fine_tuned: bool,
+    },
+    /// Perplexity after calibration with other texts
+    #[cfg(feature = "models")]
+    CalibrationShift {
+        /// Folder with models/ and data/
+        assets: PathBuf,
+        /// One model after the other
+        #[arg(long, num_args = 1.., default_values = ["llama-tiny", "qwen3-tiny", "mixtral-tiny"])]
+        models: Vec<String>,
+        /// Windows of 512 tokens that are predicted; all of the text by default
+        #[arg(long)]
+        windows: Option<usize>,
+    },
     /// What each choice of the encoder and each part of the file costs
     Overhead {
         /// Folder with models/
@@ -64,6 +93,12 @@ enum Experiment {
 
 #[path = "experiment/ablations.rs"]
 mod ablations;
+#[cfg(feature = "models")]
+#[path = "experiment/accuracy.rs"]
+mod accuracy;
+#[cfg(feature = "models")]
+#[path = "experiment/baselines.rs"]
+mod baselines;
 #[path = "experiment/held_out.rs"]
 mod held_out;
 #[path = "experiment/importance.rs"]
@@ -84,6 +119,16 @@ fn main() -> Result<()> {
             let results = ablations::run(assets.as_deref())?;
             ablations::plot(&results, &svg)?;
             results
+        }
+        #[cfg(feature = "models")]
+        Experiment::Accuracy { svg, assets, models, windows, fine_tuned } => {
+            let results = accuracy::run(&assets, &models, windows, fine_tuned)?;
+            accuracy::plot(&results, &svg)?;
+            results
+        }
+        #[cfg(feature = "models")]
+        Experiment::CalibrationShift { assets, models, windows } => {
+            accuracy::shift(&assets, &models, windows)?
         }
         Experiment::Importance { assets } => importance::run(assets.as_deref())?,
         Experiment::LowRank { assets } => low_rank::run(assets.as_deref())?,

@@ -62,13 +62,13 @@ struct Matrices {
 
 /// One of the H of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct MatrixId<'a> {
+pub struct MatrixId<'a> {
     /// Its tensor's name.
-    pub(crate) name: &'a str,
+    pub name: &'a str,
     /// Which one of a stack.
-    pub(crate) number: usize,
+    pub number: usize,
     /// Its number of rows, and of columns.
-    pub(crate) inputs: usize,
+    pub inputs: usize,
 }
 
 impl Importance {
@@ -189,7 +189,7 @@ impl Importance {
     ///
     /// # Errors
     /// They are of another number of inputs or of matrices.
-    pub(crate) fn matrices(&self, name: &str, inputs: usize, batch: usize) -> Result<Vec<MatrixId<'_>>> {
+    pub fn matrices(&self, name: &str, inputs: usize, batch: usize) -> Result<Vec<MatrixId<'_>>> {
         self.diagonal(name, inputs)?;
         let Some((file, &index)) =
             self.matrices.as_ref().and_then(|matrices| Some((&matrices.file, matrices.by_name.get(name)?)))
@@ -214,7 +214,7 @@ impl Importance {
     ///
     /// # Errors
     /// It holds NaN or infinity.
-    pub(crate) fn matrix(&self, id: MatrixId<'_>) -> Result<Vec<f32>> {
+    pub fn matrix(&self, id: MatrixId<'_>) -> Result<Vec<f32>> {
         let Matrices { file, by_name } = &**self.matrices.as_ref().expect("who has an id had it from there");
         let index = by_name[id.name];
         let dtype = file.tensors()[index].dtype;
@@ -242,6 +242,12 @@ impl Importance {
             .remedy("give the importance of this very model")),
             found => Ok(found.map(Vec::as_slice)),
         }
+    }
+
+    /// The same, but nothing of outputs.
+    #[must_use]
+    pub fn without_outputs(self) -> Self {
+        Self { outputs: HashMap::new(), ..self }
     }
 
     /// How steps follow it.
@@ -385,6 +391,36 @@ mod tests {
         assert_eq!(stacked, [-1.0, -3.0, -2.0, -2.0].map(|octave| octave + 0.0));
         let levels = of(Steps::Levels).steps_of(&[1.0; 4], &[], None);
         assert!(levels.inputs.iter().all(|&octave| octave == 0.0));
+    }
+
+    #[test]
+    fn a_table_that_is_the_output_layer_too_counts_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("h.safetensors");
+        let tensors: [(&str, Vec<usize>, Vec<f32>); 6] = [
+            ("tied", vec![2, 2], vec![6.0, 1.0, 1.0, 2.0]),
+            ("tied/outputs", vec![3], vec![1.0, 2.0, 0.0]),
+            ("tied/rows", vec![3], vec![0.0, 8.0, 16.0]),
+            ("tied/columns", vec![2], vec![4.0, 20.0]),
+            ("free/rows", vec![3], vec![0.0, 8.0, 16.0]),
+            ("free/columns", vec![2], vec![4.0, 20.0]),
+        ];
+        let bytes = tensors.each_ref().map(|(.., values)| bytemuck::cast_slice::<f32, u8>(values));
+        let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+            (
+                *name,
+                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap(),
+            )
+        });
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+        let importance = Importance::open(&path, Steps::Continuous).unwrap();
+        assert_eq!(importance.diagonal("tied", 2).unwrap(), Some(&[6.0, 2.0][..]));
+        assert_eq!(importance.outputs("tied", 3).unwrap(), Some(&[1.0, 3.0, 2.0][..]));
+        // Of one that is only looked up, what is known are its rows' and its columns' shares.
+        assert_eq!(importance.diagonal("free", 2).unwrap(), Some(&[4.0, 20.0][..]));
+        let rows: Vec<f32> = [0.0, 8.0, 16.0].map(|row| row / 24.0).to_vec();
+        assert_eq!(importance.outputs("free", 3).unwrap(), Some(&rows[..]));
+        assert!(importance.matrices("free", 2, 1).unwrap().is_empty());
     }
 
     #[test]

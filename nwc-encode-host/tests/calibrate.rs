@@ -493,7 +493,8 @@ mod with_models {
         let (windows, length) = (64, 12);
         write_ids(&path, &ids(windows * length, 4), &[windows, length]);
         let data = Data::open(&path).unwrap();
-        for name in ["llama-scaled", "qwen3", "mixtral"] {
+        // No experts: which of them a token is sent to changes at once, which no gradient foretells.
+        for name in ["llama-scaled", "qwen3"] {
             let (json, file) = calibrated(&dir, &tiny(name), &path, "--outputs");
             let shared = file.json("nwc.shared");
             let sum = |values: Vec<f32>| values.into_iter().map(f64::from).sum::<f64>();

@@ -1,0 +1,398 @@
+//! What compression costs a model: perplexity of language models, zero-shot accuracy of image models, at equal bits on disk, step by step from
+//! no calibration to fine-tuning, next to rounding to the nearest and GPTQ with groups of 128.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow};
+use nwc_encode_host::Error;
+use nwc_encode_host::atomic::AtomicFile;
+use nwc_encode_host::calibrate::{self, Work, calibrate};
+use nwc_encode_host::compress::{Report, Selection, Settings, Target, Tuner, compress_tuned};
+use nwc_encode_host::container::attachments_section;
+use nwc_encode_host::evaluate::{Prompts, fidelity, perplexity, zero_shot};
+use nwc_encode_host::finetune::{self, FineTuning};
+use nwc_encode_host::importance::{Importance, Steps};
+use nwc_encode_host::model::{Attachment, Model};
+use nwc_encode_host::progress::Silent;
+use nwc_encode_host::samples::{Data, Limits};
+use nwc_encode_host::subject::with_subject;
+use nwc_encode_host::tensors::{TensorSource as _, to_f32};
+use plotters::prelude::*;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, serialize};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::baselines::{gptq, group_bits, round_to_nearest};
+
+const BITS: [f64; 4] = [1.5, 2.0, 3.0, 4.0];
+/// Whole bits of the baselines.
+const BASELINE_BITS: [u32; 3] = [2, 3, 4];
+/// Sequences or images of calibration, and tokens of a sequence.
+const SAMPLES: usize = 128;
+const IMAGES: usize = 512;
+const LENGTH: usize = 512;
+/// Windows of the text over which divergences are means.
+const DIVERGENCE_WINDOWS: usize = 32;
+
+fn told(error: Error) -> anyhow::Error {
+    anyhow!("{error}")
+}
+
+/// A model with what it is measured by.
+struct Case {
+    name: String,
+    folder: PathBuf,
+    calibration: PathBuf,
+    test: PathBuf,
+    images: bool,
+    /// Windows of the text that are predicted; all of them if there is no limit.
+    windows: Option<usize>,
+}
+
+impl Case {
+    fn new(name: &str, assets: &Path, windows: Option<usize>) -> Self {
+        let images = name.contains("cifar");
+        let [calibration, test] = if images {
+            ["cifar10-calib.safetensors", "cifar10-test.safetensors"]
+        } else {
+            ["lm-calib.txt", "wikitext2-test-tokens.safetensors"]
+        };
+        let data = assets.join("data");
+        Self {
+            name: name.to_owned(),
+            folder: assets.join("models").join(name),
+            calibration: data.join(calibration),
+            test: data.join(test),
+            images,
+            windows,
+        }
+    }
+
+    fn calibration_limits(&self) -> Limits {
+        Limits {
+            samples: Some(if self.images { IMAGES } else { SAMPLES }),
+            length: Some(LENGTH).filter(|_| !self.images),
+        }
+    }
+
+    /// Calibrates it with these data.
+    fn calibrate(&self, data: &Path, output: &Path) -> Result<()> {
+        let work = Work { folder: Work::beside(output), resume: false, force: true };
+        let settings =
+            calibrate::Settings { limits: self.calibration_limits(), outputs: true, ..Default::default() };
+        let mut file = AtomicFile::create(output, true).map_err(told)?;
+        let (_, finished) = with_subject(&self.folder, |subject| {
+            calibrate(subject, data, settings, &work, &mut file, &Silent)
+        })
+        .map_err(told)?;
+        file.commit().map_err(told)?;
+        finished.remove();
+        Ok(())
+    }
+
+    /// What a model or container is worth.
+    fn measure(&self, model: &Path) -> Result<Measured> {
+        let data = Data::open(&self.test).map_err(told)?;
+        let limits = |samples| Limits { samples, length: Some(LENGTH).filter(|_| !self.images) };
+        let found = with_subject(model, |subject| {
+            if self.images {
+                let prompts = subject.read("prompts.json", Prompts::read)?;
+                let found = zero_shot(subject, &prompts, &data, limits(None), &Silent)?;
+                let value = 100.0 * found.correct as f64 / found.images as f64;
+                return Ok(Measured { value, divergence: None, n: found.images });
+            }
+            let found = perplexity(subject, &data, limits(self.windows), &Silent)?;
+            let windows = limits(Some(DIVERGENCE_WINDOWS));
+            let divergence = with_subject(&self.folder, |original| {
+                Ok(fidelity(subject, original, Some(&data), windows, &Silent)?.divergence())
+            })?;
+            Ok(Measured { value: found.per_token(), divergence, n: found.tokens })
+        });
+        found.map_err(told)
+    }
+
+    fn row(
+        &self,
+        method: &str,
+        bits: f64,
+        bits_per_weight: f64,
+        found: &Measured,
+        original: &Measured,
+    ) -> Value {
+        let ratio = (!self.images).then(|| found.value / original.value);
+        let lost = self.images.then(|| original.value - found.value);
+        eprintln!(
+            "{:<14} {method:<12} {bits} bits {bits_per_weight:.3} {:.4} {:.4}",
+            self.name,
+            found.value,
+            ratio.or(lost).unwrap_or_default()
+        );
+        json!({
+            "model": self.name, "method": method, "bits": bits, "bits_per_weight": bits_per_weight,
+            "metric": if self.images { "top1" } else { "perplexity_per_token" }, "n": found.n,
+            "value": found.value, "original": original.value,
+            "perplexity_over_original": ratio, "points_lost": lost, "divergence": found.divergence,
+        })
+    }
+}
+
+/// Perplexity of a token, or percent of images in their class.
+struct Measured {
+    value: f64,
+    /// Of predictions from the original's, nats a token.
+    divergence: Option<f64>,
+    n: usize,
+}
+
+/// Each adds something to the one before.
+#[derive(Clone, Copy, PartialEq)]
+enum Rung {
+    DataFree,
+    Importance,
+    Ldlq,
+    Outputs,
+    FineTuned,
+}
+
+impl Rung {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::DataFree => "data-free",
+            Self::Importance => "importance",
+            Self::Ldlq => "LDLQ",
+            Self::Outputs => "outputs",
+            Self::FineTuned => "fine-tuned",
+        }
+    }
+
+    fn settings(self, bits: f64, hessians: &Path) -> Result<Settings> {
+        let mut settings = Settings::new(Target::Bits(bits));
+        if self != Self::DataFree {
+            let importance = Importance::open(hessians, Steps::Continuous).map_err(told)?;
+            let outputs = matches!(self, Self::Outputs | Self::FineTuned);
+            settings.importance = Some(if outputs { importance } else { importance.without_outputs() });
+            settings.ldlq = self != Self::Importance;
+        }
+        Ok(settings)
+    }
+}
+
+/// Compresses a model into a folder, with the files that evaluation needs.
+fn encode(
+    case: &Case,
+    settings: &Settings,
+    tuning: Option<&FineTuning<'_>>,
+    folder: &Path,
+) -> Result<(PathBuf, Report)> {
+    let model = Model::open(&case.folder).map_err(told)?;
+    let read = |file: &Attachment| Ok((file.name.clone(), fs::read(&file.path)?));
+    let files: Vec<(String, Vec<u8>)> = model.attachments().iter().map(read).collect::<Result<_>>()?;
+    let files = attachments_section(&files)?;
+    let path = folder.join("model.nwc");
+    let mut output = AtomicFile::create(&path, true).map_err(told)?;
+    let tuner = tuning.map(|tuning| tuning as &dyn Tuner);
+    let report = compress_tuned(&model, files, settings, tuner, &Silent, output.file()).map_err(told)?;
+    output.commit().map_err(told)?;
+    Ok((path, report))
+}
+
+/// Models of the folder: which of them, and how much of the text, is an argument, because all of it takes hours.
+pub fn run(assets: &Path, models: &[String], windows: Option<usize>, tuned: bool) -> Result<Value> {
+    let mut rows = Vec::new();
+    for name in models {
+        let case = Case::new(name, assets, windows);
+        let folder = TempDir::new()?;
+        let hessians = folder.path().join("h.safetensors");
+        case.calibrate(&case.calibration, &hessians)?;
+        let original = case.measure(&case.folder)?;
+        for bits in BITS {
+            for rung in [Rung::DataFree, Rung::Importance, Rung::Ldlq, Rung::Outputs, Rung::FineTuned] {
+                if rung == Rung::FineTuned && !tuned {
+                    continue;
+                }
+                let settings = rung.settings(bits, &hessians)?;
+                let tuning = (rung == Rung::FineTuned).then(|| FineTuning {
+                    model: &case.folder,
+                    data: &case.calibration,
+                    limits: case.calibration_limits(),
+                    settings: finetune::Settings::default(),
+                    work: None,
+                    progress: &Silent,
+                    report: std::sync::Mutex::default(),
+                });
+                let (path, report) = encode(&case, &settings, tuning.as_ref(), folder.path())?;
+                let found = case.measure(&path)?;
+                let mut row = case.row(rung.name(), bits, report.bits_per_weight(), &found, &original);
+                row["compensated"] = report
+                    .tensors
+                    .iter()
+                    .filter_map(|tensor| {
+                        let ldlq = tensor.ldlq.as_ref()?;
+                        Some(json!([tensor.name, ldlq.lost / ldlq.lost_without]))
+                    })
+                    .collect();
+                rows.push(row);
+            }
+        }
+        for bits in BASELINE_BITS {
+            for (method, with_h) in [("RTN g128", false), ("GPTQ g128", true)] {
+                let rate =
+                    baseline(&case, bits, with_h.then_some(&hessians), &folder.path().join("baseline"))?;
+                let found = case.measure(&folder.path().join("baseline"))?;
+                rows.push(case.row(method, f64::from(bits), rate, &found, &original));
+            }
+        }
+    }
+    Ok(Value::Array(rows))
+}
+
+/// Writes a model with the weights that a baseline makes of its own; returns bits a weight, as in containers without the tensors that are not coded.
+fn baseline(case: &Case, bits: u32, hessians: Option<&PathBuf>, output: &Path) -> Result<f64> {
+    let model = Model::open(&case.folder).map_err(told)?;
+    let importance =
+        hessians.map(|path| Importance::open(path, Steps::Continuous)).transpose().map_err(told)?;
+    fs::create_dir_all(output)?;
+    for entry in fs::read_dir(&case.folder)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            fs::copy(&path, output.join(path.file_name().context("a file has a name")?))?;
+        }
+    }
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    let (mut weights, mut stored) = (0.0, 0.0);
+    for index in 0..model.len() {
+        let tensor = model.tensor(index);
+        let mut values = to_f32(tensor.dtype, model.bytes(index));
+        if let Ok(view) = Selection::default().view(tensor.name, tensor.dtype, tensor.shape) {
+            let inputs = view.inputs();
+            // A table that is looked up too has H as well: its rows are rounded with it.
+            let ids =
+                importance.as_ref().map(|importance| importance.matrices(tensor.name, inputs, view.batch));
+            match ids.transpose().map_err(told)?.as_deref() {
+                Some(&[id, ..]) if view.batch == 1 => {
+                    let h = importance.as_ref().expect("it has an id").matrix(id).map_err(told)?;
+                    gptq(&mut values, inputs, bits, &h);
+                }
+                _ => round_to_nearest(&mut values, inputs, bits),
+            }
+            weights += values.len() as f64;
+            stored += group_bits(inputs, bits) * (values.len() / inputs) as f64;
+        }
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        tensors.push((tensor.name.to_owned(), tensor.shape.to_vec(), bytes));
+    }
+    let views: HashMap<&str, TensorView<'_>> = tensors
+        .iter()
+        .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+        .collect::<Result<_>>()?;
+    fs::write(output.join("model.safetensors"), serialize(views, None)?)?;
+    Ok(stored / weights)
+}
+
+/// Perplexity at 2 and 3 bits after calibration with the text of the models' kind, with other prose, and with tokens at random.
+pub fn shift(assets: &Path, models: &[String], windows: Option<usize>) -> Result<Value> {
+    let mut rows = Vec::new();
+    for name in models {
+        let case = Case::new(name, assets, windows);
+        let folder = TempDir::new()?;
+        let noise = folder.path().join("noise.safetensors");
+        let vocabulary = Model::open(&case.folder).map_err(told)?;
+        let vocabulary =
+            vocabulary.find("model.embed_tokens.weight").map(|index| vocabulary.tensors()[index].shape[0]);
+        write_noise(&noise, vocabulary.context("a language model has an embedding")?)?;
+        let original = case.measure(&case.folder)?;
+        let data = assets.join("data");
+        let texts = [
+            ("WikiText-2, validation", data.join("wikitext2-valid.txt")),
+            ("other prose", data.join("lm-calib.txt")),
+            ("random tokens", noise),
+        ];
+        for (text, path) in texts {
+            let hessians = folder.path().join("h.safetensors");
+            case.calibrate(&path, &hessians)?;
+            for bits in [2.0, 3.0] {
+                let settings = Rung::Outputs.settings(bits, &hessians)?;
+                let (path, report) = encode(&case, &settings, None, folder.path())?;
+                let found = case.measure(&path)?;
+                let mut row = case.row("outputs", bits, report.bits_per_weight(), &found, &original);
+                row["calibration"] = json!(text);
+                rows.push(row);
+            }
+        }
+    }
+    Ok(Value::Array(rows))
+}
+
+/// As many tokens at random as calibration takes.
+fn write_noise(path: &Path, vocabulary: usize) -> Result<()> {
+    let mut state = 1u64;
+    let ids: Vec<u8> = (0..SAMPLES * LENGTH)
+        .flat_map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) as u32 % vocabulary as u32).to_le_bytes()
+        })
+        .collect();
+    let view = TensorView::new(Dtype::U32, vec![SAMPLES, LENGTH], &ids)?;
+    fs::write(path, serialize([("ids", view)], None)?)?;
+    Ok(())
+}
+
+/// What each method loses against bits a weight, a chart for each model.
+pub fn plot(results: &Value, svg: &Path) -> Result<()> {
+    let rows = results.as_array().context("a list of results")?;
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    let mut models: Vec<String> = rows.iter().map(|row| text(row, "model")).collect();
+    models.dedup();
+    let mut methods: Vec<String> = Vec::new();
+    for method in rows.iter().map(|row| text(row, "method")) {
+        if !methods.contains(&method) {
+            methods.push(method);
+        }
+    }
+    let area = SVGBackend::new(svg, (1000, 360 * models.len().div_ceil(2) as u32)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let parts = area.split_evenly((models.len().div_ceil(2), 2));
+    for (model, part) in models.iter().zip(&parts) {
+        let of_model: Vec<&Value> = rows.iter().filter(|row| text(row, "model") == *model).collect();
+        let images = of_model.iter().any(|row| row["points_lost"].is_f64());
+        let lost = |row: &Value| match row["points_lost"].as_f64() {
+            Some(points) => points,
+            None => row["perplexity_over_original"].as_f64().map_or(f64::NAN, |ratio| 100.0 * (ratio - 1.0)),
+        };
+        let top = if images { 6.0 } else { 40.0 };
+        let mut chart = ChartBuilder::on(part)
+            .caption(model, ("sans-serif", 16))
+            .margin(10)
+            .x_label_area_size(36)
+            .y_label_area_size(50)
+            .build_cartesian_2d(1.4..4.3, -0.5..top)?;
+        chart
+            .configure_mesh()
+            .light_line_style(WHITE)
+            .x_desc("bits a weight, on disk")
+            .y_desc(if images { "points of top-1 lost" } else { "% of perplexity gained" })
+            .draw()?;
+        for (place, method) in methods.iter().enumerate() {
+            let colour = Palette99::pick(place).to_rgba();
+            let points: Vec<(f64, f64)> = of_model
+                .iter()
+                .filter(|row| text(row, "method") == *method)
+                .map(|row| (row["bits_per_weight"].as_f64().unwrap_or(f64::NAN), lost(row).min(top)))
+                .collect();
+            if points.is_empty() {
+                continue;
+            }
+            chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, colour.filled())))?;
+            chart
+                .draw_series(LineSeries::new(points, colour))?
+                .label(method.clone())
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour));
+        }
+        chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+    }
+    area.present()?;
+    Ok(())
+}
