@@ -89,21 +89,17 @@ impl Gradients {
                 let mut rng = ChaCha8Rng::seed_from_u64(u64::from(seed));
                 rng.set_stream(index as u64);
                 let features = part.tower.head.features(&tracked, x.clone(), tokens, &mut sites)?;
-                match part.tower.head.predicts() {
-                    Some(projection) => {
-                        let counted = tokens.map(|tokens| part.tower.relevant(tokens)).transpose()?.flatten();
-                        let inner = features.clone().inner();
-                        let g =
-                            self.predictions(projection, parameters, &inner, counted.as_deref(), &mut rng);
-                        (features * Tensor::from_inner(g)).sum()
-                    }
-                    None => {
-                        let y = part.tower.head.project(&tracked, features, &mut sites);
-                        let noise: Vec<f32> =
-                            (0..y.dims().iter().product()).map(|_| StandardNormal.sample(&mut rng)).collect();
-                        let noise = Tensor::from_data(TensorData::new(noise, y.dims()), &device);
-                        (y.clone() / y.square().sum_dim(1).sqrt() * noise).sum()
-                    }
+                if let Some(projection) = part.tower.head.predicts() {
+                    let counted = tokens.map(|tokens| part.tower.relevant(tokens)).transpose()?.flatten();
+                    let inner = features.clone().inner();
+                    let g = self.predictions(projection, parameters, &inner, counted.as_deref(), &mut rng);
+                    (features * Tensor::from_inner(g)).sum()
+                } else {
+                    let y = part.tower.head.project(&tracked, features, &mut sites);
+                    let noise: Vec<f32> =
+                        (0..y.dims().iter().product()).map(|_| StandardNormal.sample(&mut rng)).collect();
+                    let noise = Tensor::from_data(TensorData::new(noise, y.dims()), &device);
+                    (y.clone() / y.square().sum_dim(1).sqrt() * noise).sum()
                 }
             }
             (Some(x), Some(gradient)) => {

@@ -10,6 +10,7 @@ use crate::progress::Progress;
 
 /// Run a model on data and write H = E[x x^T] of the inputs of its linear layers.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option")]
 pub struct CalibrateArgs {
     /// The model: a folder with config.json and weights, or a container of one
     #[arg(requires = "data", required_unless_present = "merge", conflicts_with = "merge")]

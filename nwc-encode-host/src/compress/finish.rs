@@ -7,6 +7,7 @@ use nwc_decode_core::{Checks, Coding, Container, DType, Limits};
 use rayon::prelude::*;
 
 use super::job::{Coded, Job, Met, Planned};
+use super::plan::OCTAVE;
 use super::{Report, TensorReport, cannot_write};
 use crate::container::{EntryKind, Layout, Split};
 use crate::restore::{Decoder, TableMemory, coding_name};
@@ -19,6 +20,7 @@ pub(super) fn write_and_check(job: &Job<'_>, planned: &Planned, met: Met, out: &
     let mut coded = met.coded;
     write(job.source, &job.layout(&coded)?, &mut coded, out).map_err(cannot_write)?;
     let mut report = check(job, coded, out)?;
+    report.step = (f64::from(met.steps.free) / OCTAVE).exp2();
     report.tensors.iter_mut().zip(ldlq).for_each(|(tensor, ldlq)| tensor.ldlq = ldlq);
     Ok(report)
 }
@@ -60,6 +62,7 @@ fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<Report> {
     let container = Container::open(&map, &Limits::default()).map_err(wrap)?;
     let mut report = Report {
         weights: 0,
+        step: 0.0,
         split: Split::of(&container).map_err(wrap)?,
         nmse: 0.0,
         nmse_mean: 0.0,
@@ -107,10 +110,9 @@ fn check(job: &Job<'_>, mut coded: Coded, out: &mut File) -> Result<Report> {
     }
     report.sum_up(error, energy);
     report.symbol_entropy = coded.entropy_bits / report.weights.max(1) as f64;
-    let codecs = std::slice::from_ref(&coded.codec);
     let seek_points = match job.settings.seek_rows {
         0 => Vec::new(),
-        every => seek::section(&decoder, &coded.entries, codecs, every)?,
+        every => seek::section(&decoder, &coded.entries, &coded.codecs, every)?,
     };
     drop(map);
     let mut layout = job.layout(&coded)?;

@@ -28,7 +28,7 @@ const BATCH_WEIGHTS: usize = 8 << 20;
 const MAX_TRIES: usize = 8;
 /// Parts that the tiles of a batch are shared out in.
 const PARTS: usize = 64;
-/// Bits that the transforms of a model must save: about what the tables of classes take that only they need.
+/// Bits that the transforms of a model must save: about what a codec of their own takes.
 const TRANSFORMS_BITS: f64 = 8192.0;
 /// Octaves by which a tensor's steps may be coarser or finer than the model's on average because of how much its outputs matter. How much errors matter is told by small ones,
 /// and a tensor that is coded coarsely has none of those.
@@ -40,8 +40,8 @@ const SPOOL_BYTES: usize = 64 << 20;
 /// How far the steps of tensors that are not tuned may move to make good what tuned ones take: half an octave.
 const MAX_MOVED: i32 = 256;
 
-/// Streams of some tiles, what those with feedback lost by the index of their tensor, and the symbols in them.
-type Part = (Vec<Vec<u8>>, Vec<(usize, f64)>, Tally);
+/// Streams of some tiles, what those with feedback lost by the index of their tensor, and the symbols in them by codec.
+type Part = (Vec<Vec<u8>>, Vec<(usize, f64)>, Vec<Tally>);
 
 /// Weights by the index of their tensor.
 type Tuned = HashMap<usize, Vec<f32>>;
@@ -67,44 +67,75 @@ pub(super) struct Planned {
     pub(super) plans: Vec<(usize, TensorPlan)>,
     /// Number of coded weights.
     weights: u64,
-    sample: Sample,
+    /// Of each codec: the tensors that it is for.
+    samples: Vec<Sample>,
     /// Those that have rates of their own.
     pinned: Vec<Pinned>,
 }
 
 impl Planned {
+    /// Number of a tensor's codec: tensors with a transform have another than those without.
+    pub(super) fn codec_of(&self, plan: &TensorPlan) -> usize {
+        let found = self.samples.iter().position(|sample| sample.transform == plan.transform);
+        found.expect("every transform has a codec")
+    }
+
     /// Number of weights that have no rate of their own.
     fn free_weights(&self) -> usize {
         self.weights as usize - self.pinned.iter().map(|pinned| pinned.weights).sum::<usize>()
     }
 
+    /// The codec of each tensor, and its place among those of the codec.
+    fn places(&self) -> Vec<(usize, usize)> {
+        let mut counts = vec![0; self.samples.len()];
+        let place = |(_, plan): &(usize, TensorPlan)| {
+            let codec = self.codec_of(plan);
+            counts[codec] += 1;
+            (codec, counts[codec] - 1)
+        };
+        self.plans.iter().map(place).collect()
+    }
+
     /// Moves pinned tensors to their steps, where all others are at theirs.
     fn move_to(&mut self, settings: &Settings, steps: &Steps) {
-        let spacing = self.sample.spacing();
+        let spacing = self.samples[0].spacing();
+        let places = self.places();
         let mut changed = false;
         for (pinned, step) in self.pinned.iter_mut().zip(&steps.pinned) {
             let (more, classes) = pinned.move_to(step - steps.free, spacing);
             changed |= more != 0;
             for &place in &pinned.members {
                 self.plans[place].1.coarsen(more, classes);
-                self.sample.tensor_mut(place).coarsen(more, classes);
+                let (codec, at) = places[place];
+                self.samples[codec].tensor_mut(at).coarsen(more, classes);
             }
         }
         if changed {
-            self.sample.renew(settings, &self.plans.iter().map(|(_, plan)| plan).collect::<Vec<_>>());
+            for sample in &mut self.samples {
+                let plans = self.plans.iter().map(|(_, plan)| plan);
+                let plans: Vec<_> = plans.filter(|plan| plan.transform == sample.transform).collect();
+                sample.renew(settings, &plans);
+            }
         }
     }
 
     /// The class base of a tensor as it is stored.
     pub(super) fn class_base(&self, plan: &TensorPlan) -> i32 {
-        (plan.class_base + self.sample.class_offset).clamp(0, self.sample.classes as i32 - 1)
+        let sample = &self.samples[self.codec_of(plan)];
+        (plan.class_base + sample.class_offset).clamp(0, sample.classes as i32 - 1)
+    }
+
+    /// What each codec is at a rate.
+    fn estimate(&self, rate_step: i32) -> Vec<Estimate> {
+        self.samples.iter().map(|sample| sample.estimate(rate_step)).collect()
     }
 }
 
 /// The rate that meets the target.
 pub(super) struct Met {
     pub(super) steps: Steps,
-    pub(super) estimate: Estimate,
+    /// Of each codec.
+    pub(super) estimates: Vec<Estimate>,
     pub(super) coded: Coded,
 }
 
@@ -112,8 +143,8 @@ pub(super) struct Met {
 pub(super) struct Coded {
     /// The directory, content checksums still missing.
     pub(super) entries: Vec<Entry>,
-    /// The codec's stored form.
-    pub(super) codec: Vec<u8>,
+    /// The codecs' stored forms.
+    pub(super) codecs: Vec<Vec<u8>>,
     /// The items of the coded tensors back to back.
     pub(super) items: SpooledTempFile,
     /// Entropy of all symbols, in bits.
@@ -266,11 +297,11 @@ impl Job<'_> {
         Ok(importance.steps_of(diagonal, &remaining, outputs))
     }
 
-    /// Reads the model once: row and column spreads, and the sample. Twice, if it turns out that its transforms save too little to be worth their classes.
+    /// Reads the model once: row and column spreads, and the sample. Twice, if it turns out that its transforms save too little to be worth their codec.
     pub(super) fn measure(&self) -> Result<Planned> {
         let planned = self.measure_with(&self.settings.transform)?;
         let saved: f64 = planned.plans.iter().map(|(_, plan)| plan.saved).sum();
-        let transforms = planned.sample.transform != Transform::Identity;
+        let transforms = planned.plans.iter().any(|(_, plan)| plan.transform != Transform::Identity);
         if transforms && saved < TRANSFORMS_BITS && !self.settings.tuning.transform_always {
             return self.measure_with(&Transform::Identity);
         }
@@ -317,12 +348,7 @@ impl Job<'_> {
         if !self.settings.exact {
             balance(&mut plans, &mut samples, &compared, spacing);
         }
-        let sample = Sample::new(
-            self.settings,
-            &plans.iter().map(|(_, plan)| plan).collect::<Vec<_>>(),
-            samples,
-            spacing,
-        );
+        let samples = self.samples_of_codecs(&plans, samples, spacing);
         let pinned = (0..self.settings.pins.len())
             .map(|pin| {
                 let is_member = |index| self.pin_of(index).is_some_and(|(number, _)| number == pin);
@@ -333,13 +359,37 @@ impl Job<'_> {
             })
             .filter(|pinned| pinned.weights > 0)
             .collect();
-        Ok(Planned { plans, weights: weights as u64, sample, pinned })
+        Ok(Planned { plans, weights: weights as u64, samples, pinned })
+    }
+
+    /// Shares tensors out to codecs: transformed ones spread otherwise, and tables that suit them would cost the others bits.
+    fn samples_of_codecs(
+        &self,
+        plans: &[(usize, TensorPlan)],
+        samples: Vec<TensorSample>,
+        spacing: ClassSpacing,
+    ) -> Vec<Sample> {
+        let (plain, transformed): (Vec<_>, Vec<_>) = plans
+            .iter()
+            .map(|(_, plan)| plan)
+            .zip(samples)
+            .partition(|(plan, _)| plan.transform == Transform::Identity);
+        let mut codecs = vec![plain, transformed];
+        codecs.retain(|tensors| !tensors.is_empty());
+        if codecs.is_empty() {
+            // A file has a codec even if nothing is coded.
+            codecs.push(Vec::new());
+        }
+        let sample = |tensors: Vec<_>| {
+            let (plans, samples): (Vec<_>, Vec<_>) = tensors.into_iter().unzip();
+            Sample::new(self.settings, &plans, samples, spacing)
+        };
+        codecs.into_iter().map(sample).collect()
     }
 
     /// Lays out a coded model.
     pub(super) fn layout(&self, coded: &Coded) -> Result<Layout<'_>> {
-        let codecs = std::slice::from_ref(&coded.codec);
-        Layout::new(&coded.entries, codecs, &self.attachments, self.settings.seek_rows)
+        Layout::new(&coded.entries, &coded.codecs, &self.attachments, self.settings.seek_rows)
     }
 
     /// Finds the steps, codes the model, and trims the steps until the rate is in its window, and so are those of pinned tensors.
@@ -365,37 +415,37 @@ impl Job<'_> {
             fixed,
         };
         self.progress.begin("searching the rate", 0);
-        let mut nearest: Option<(f64, Steps, Estimate)> = None;
+        let mut nearest: Option<(f64, Steps, Vec<Estimate>)> = None;
         for _ in 0..MAX_TRIES {
             let steps = hunts.steps();
-            let (taken, estimate) = self.estimate(planned, &steps)?;
+            let (taken, estimates) = self.estimate(planned, &steps)?;
             let miss = hunts.miss(&taken);
             if nearest.as_ref().is_none_or(|(least, ..)| miss < *least) {
-                nearest = Some((miss, steps, estimate));
+                nearest = Some((miss, steps, estimates));
             }
             if !hunts.go_on(&taken, false) {
                 break;
             }
         }
-        let (_, steps, mut estimate) = nearest.expect("at least one rate was tried");
+        let (_, steps, mut estimates) = nearest.expect("at least one rate was tried");
         hunts.restart(&steps);
 
         let mut best: Option<(f64, Met)> = None;
         for _ in 0..MAX_TRIES {
             let steps = hunts.steps();
             planned.move_to(self.settings, &steps);
-            let coded = self.pass(planned, steps.free, &estimate)?;
+            let coded = self.pass(planned, steps.free, &estimates)?;
             let taken = self.taken(planned, &coded.entries, &self.layout(&coded)?);
             let below = hunts.below(&taken);
             if let Some(below) = below.filter(|below| best.as_ref().is_none_or(|(least, _)| below < least)) {
-                best = Some((below, Met { steps, estimate, coded }));
+                best = Some((below, Met { steps, estimates, coded }));
             }
             if below.is_some_and(|below| below <= RATE_WINDOW) || !hunts.go_on(&taken, true) {
                 break;
             }
             let steps = hunts.steps();
             planned.move_to(self.settings, &steps);
-            estimate = planned.sample.estimate(steps.free);
+            estimates = planned.estimate(steps.free);
         }
         let met = match best {
             Some((below, met)) if below <= RATE_WINDOW => met,
@@ -459,13 +509,13 @@ impl Job<'_> {
     /// A container of raw tensors only.
     fn nothing_to_code(&self, planned: &Planned, limit: f64) -> Result<Met> {
         self.progress.warn("no tensor is coded: all are small, excluded or of other types");
-        let estimate = planned.sample.estimate(0);
-        let coded = self.pass(planned, 0, &estimate)?;
+        let estimates = planned.estimate(0);
+        let coded = self.pass(planned, 0, &estimates)?;
         let bytes = self.layout(&coded)?.file_bytes() as f64;
         if matches!(self.settings.target, Target::Size(_)) && bytes > limit {
             return Err(self.unreachable_target(bytes, bytes, 1.0));
         }
-        Ok(Met { steps: Steps { free: 0, pinned: Vec::new() }, estimate, coded })
+        Ok(Met { steps: Steps { free: 0, pinned: Vec::new() }, estimates, coded })
     }
 
     /// The bytes that the target allows; none where it is a step.
@@ -497,7 +547,7 @@ impl Job<'_> {
 
     /// Codes tuned weights as they were tuned for, at the same steps. What they now take more or less is made good by the others' steps.
     pub(super) fn code_tuned(&self, planned: &mut Planned, met: Met) -> Result<Met> {
-        let Met { mut steps, mut estimate, .. } = met;
+        let Met { mut steps, mut estimates, .. } = met;
         let weights = planned.weights as f64;
         let (limit, per_bit) = (self.limit(weights), weights / 8.0);
         let is_other = |index: usize| !self.tuned.contains_key(&index) && self.pin_of(index).is_none();
@@ -509,10 +559,10 @@ impl Job<'_> {
         };
         let (mut moved, mut best) = (0, None);
         for _ in 0..MAX_TRIES {
-            let coded = self.pass(planned, steps.free, &estimate)?;
+            let coded = self.pass(planned, steps.free, &estimates)?;
             let bytes = self.objective(&self.layout(&coded)?) as f64;
             if limit.is_infinite() || (limit - RATE_WINDOW * per_bit..=limit).contains(&bytes) {
-                return Ok(Met { steps, estimate, coded });
+                return Ok(Met { steps, estimates, coded });
             }
             if bytes <= limit {
                 best = Some((steps.clone(), moved, coded));
@@ -527,7 +577,7 @@ impl Job<'_> {
                 self.progress.warn("the rate is met with other steps than weights were tuned for, which makes up for less of what is lost");
                 steps.free += octaves(planned.free_weights().max(1) as f64).round() as i32;
                 planned.move_to(self.settings, &steps);
-                estimate = planned.sample.estimate(steps.free);
+                estimates = planned.estimate(steps.free);
             }
         }
         let (steps, at, coded) = best.ok_or_else(|| {
@@ -535,18 +585,20 @@ impl Job<'_> {
         })?;
         move_others(planned, at - moved);
         planned.move_to(self.settings, &steps);
-        let estimate = planned.sample.estimate(steps.free);
-        Ok(Met { steps, estimate, coded })
+        let estimates = planned.estimate(steps.free);
+        Ok(Met { steps, estimates, coded })
     }
 
-    /// About how many bytes count at these steps, to which pinned tensors are moved, and the codec that suits them.
-    fn estimate(&self, planned: &mut Planned, steps: &Steps) -> Result<(Taken, Estimate)> {
+    /// About how many bytes count at these steps, to which pinned tensors are moved, and the codecs that suit them.
+    fn estimate(&self, planned: &mut Planned, steps: &Steps) -> Result<(Taken, Vec<Estimate>)> {
         self.progress.check()?;
         planned.move_to(self.settings, steps);
-        let estimate = planned.sample.estimate(steps.free);
-        let codec = estimate.codec.to_bytes();
+        let estimates = planned.estimate(steps.free);
         let mut entries = self.entries(planned, steps.free);
-        for ((index, plan), symbols) in planned.plans.iter().zip(&estimate.tensor_bytes) {
+        let mut of_codecs: Vec<_> = estimates.iter().map(|estimate| estimate.tensor_bytes.iter()).collect();
+        for (index, plan) in &planned.plans {
+            let symbols =
+                of_codecs[planned.codec_of(plan)].next().expect("every tensor is in its codec's sample");
             // A record, rounding up to 4 bytes, and of each lane's state the 24 bits that its start wastes.
             let tile = 8 + 1 + 3 * plan.lanes;
             let rows = if plan.has_row_streams() { 8 + 1 + 3 } else { 0 };
@@ -554,8 +606,9 @@ impl Job<'_> {
             let EntryKind::Coded(entry) = &mut entries[*index].kind else { unreachable!("it has a plan") };
             entry.len = (symbols.round() as u64 + streams as u64).next_multiple_of(4);
         }
-        let layout = Layout::new(&entries, &[codec], &self.attachments, self.settings.seek_rows)?;
-        Ok((self.taken(planned, &entries, &layout), estimate))
+        let layout =
+            Layout::new(&entries, &codecs_of(&estimates), &self.attachments, self.settings.seek_rows)?;
+        Ok((self.taken(planned, &entries, &layout), estimates))
     }
 
     /// The bytes that count, of the model and of pinned tensors.
@@ -674,8 +727,8 @@ impl Job<'_> {
                         EntryKind::Coded(CodedEntry {
                             transposed: view.transposed,
                             batched: view.batched,
-                            direct: plan.transform != planned.sample.transform,
-                            codec: 0,
+                            direct: false,
+                            codec: planned.codec_of(plan) as u8,
                             lanes: plan.lanes as u8,
                             columns_per_lane: plan.columns_per_lane as u64,
                             tile_rows: plan.tile_rows as u64,
@@ -703,13 +756,17 @@ impl Job<'_> {
             .collect()
     }
 
+    /// A codec ready to encode with.
+    pub(super) fn encoder<'e>(&self, estimate: &'e Estimate) -> Encoder<'e> {
+        Encoder::new(&estimate.codec, &estimate.rate, self.settings.code_rounds)
+    }
+
     /// Codes the whole model at one rate.
-    fn pass(&self, planned: &Planned, rate_step: i32, estimate: &Estimate) -> Result<Coded> {
-        let codec = &estimate.codec;
+    fn pass(&self, planned: &Planned, rate_step: i32, estimates: &[Estimate]) -> Result<Coded> {
         let mut entries = self.entries(planned, rate_step);
         let mut items = BufWriter::new(tempfile::spooled_tempfile(SPOOL_BYTES));
-        let encoder = Encoder::new(codec, &estimate.rate, self.settings.code_rounds);
-        let mut tally = codec.tally();
+        let encoders: Vec<_> = estimates.iter().map(|estimate| self.encoder(estimate)).collect();
+        let mut tallies: Vec<_> = estimates.iter().map(|estimate| estimate.codec.tally()).collect();
         let (mut streams, mut lane_states) = (0, 0);
         let mut lost = vec![None; entries.len()];
         self.progress.begin("coding", planned.weights);
@@ -736,9 +793,10 @@ impl Job<'_> {
             let parts: Vec<Result<Part>> = tasks
                 .par_chunks(tasks.len().div_ceil(PARTS))
                 .map(|tasks| {
-                    let mut worker = Worker::new(&encoder);
+                    let mut workers: Vec<_> = encoders.iter().map(Worker::new).collect();
                     let (mut streams, mut losses) = (Vec::new(), Vec::new());
                     for (i, tiles) in tasks {
+                        let worker = &mut workers[planned.codec_of(coders[*i].plan)];
                         let (coder, weights, index) = (&coders[*i], &loaded[*i], batch[*i].0);
                         let band = tiles.start / coder.plan.column_blocks();
                         let mut feedback = factors[*i].get(coder.band_matrix(band)).map(|&factor| {
@@ -755,22 +813,23 @@ impl Job<'_> {
                         }
                         losses.extend(feedback.map(|feedback| (index, feedback.lost)));
                     }
-                    Ok((streams, losses, worker.tally))
+                    Ok((streams, losses, workers.into_iter().map(|worker| worker.tally).collect()))
                 })
                 .collect();
             let mut encoded = Vec::new();
             for part in parts {
-                let (part, losses, part_tally) = part?;
+                let (part, losses, part_tallies) = part?;
                 encoded.extend(part);
                 losses.into_iter().for_each(|(index, more)| *lost[index].get_or_insert(0.0) += more);
-                tally.merge(&part_tally);
+                tallies.iter_mut().zip(&part_tallies).for_each(|(tally, part)| tally.merge(part));
             }
             let mut encoded = encoded.into_iter();
             for (coder, &(index, _)) in coders.iter().zip(&batch) {
                 let plan = coder.plan;
+                let encoder = &encoders[planned.codec_of(plan)];
                 let bands = if plan.has_row_streams() { plan.bands() } else { 0 };
                 let mut parts: Vec<Vec<u8>> =
-                    (0..bands).map(|band| coder.encode_rows(&encoder, band)).collect();
+                    (0..bands).map(|band| coder.encode_rows(encoder, band)).collect();
                 parts.extend(encoded.by_ref().take(plan.tiles()));
                 streams += parts.len() as u64;
                 lane_states +=
@@ -784,9 +843,9 @@ impl Job<'_> {
             }
         }
         let items = items.into_inner().map_err(|error| cannot_spool(error.into_error()))?;
-        let counts = tally.by_union(&codec.quantiser);
-        let entropy_bits = counts.iter().map(|counts| counts.entropy() * counts.total() as f64).sum();
-        Ok(Coded { entries, codec: codec.to_bytes(), items, entropy_bits, streams, lane_states, lost })
+        let counts = tallies.iter().flat_map(|tally| tally.by_union(&self.settings.quantiser));
+        let entropy_bits = counts.map(|counts| counts.entropy() * counts.total() as f64).sum();
+        Ok(Coded { entries, codecs: codecs_of(estimates), items, entropy_bits, streams, lane_states, lost })
     }
 
     /// Of each tensor, what LDLQ did: what was lost, and what would have been without feedback at the same steps.
@@ -795,8 +854,8 @@ impl Job<'_> {
         if self.factors.is_none() {
             return Ok(reports);
         }
-        let Met { steps, estimate, coded } = met;
-        let encoder = Encoder::new(&estimate.codec, &estimate.rate, self.settings.code_rounds);
+        let Met { steps, estimates, coded } = met;
+        let encoders: Vec<_> = estimates.iter().map(|estimate| self.encoder(estimate)).collect();
         self.progress.begin("comparing", planned.weights);
         let mut plans = planned.plans.iter();
         for batch in self.batches() {
@@ -808,7 +867,7 @@ impl Job<'_> {
                     let Some(lost) = coded.lost[*index] else { return Ok(None) };
                     let coder = TensorCoder::new(plan, steps.free, planned.class_base(plan));
                     let (weights, dtype) = (self.load(*index), self.source.tensor(*index).dtype);
-                    let mut worker = Worker::new(&encoder);
+                    let mut worker = Worker::new(&encoders[planned.codec_of(plan)]);
                     let mut lost_without = 0.0;
                     for band in 0..plan.bands() {
                         self.progress.check()?;
@@ -867,6 +926,11 @@ fn balance(
     }
 }
 
+/// The stored forms of the codecs.
+fn codecs_of(estimates: &[Estimate]) -> Vec<Vec<u8>> {
+    estimates.iter().map(|estimate| estimate.codec.to_bytes()).collect()
+}
+
 /// About the step at which weights take so many bits: where they would be if they took one bit a weight less per octave, and 1.05 at a step of one deviation.
 fn guessed(bits: f64) -> i32 {
     (((1.05 - bits) * OCTAVE) as i32).clamp(*RATE_STEPS.start(), *RATE_STEPS.end())
@@ -899,4 +963,52 @@ fn write_item(out: &mut impl Write, streams: &[Vec<u8>]) -> std::io::Result<Opti
         out.write_all(stream)?;
     }
     Ok(Some(end + 8 * streams.len() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use nwc_decode_core::{Container, Limits, Synthesis};
+
+    use super::super::plan::tests::of_latents;
+    use super::super::{TensorReport, compress};
+    use super::*;
+    use crate::progress::Silent;
+    use crate::synthetic::Source;
+    use crate::tensors::OwnedTensors;
+
+    #[test]
+    fn tensors_without_a_transform_are_coded_as_if_there_were_no_others() {
+        let mut tensors = OwnedTensors::default();
+        tensors.push_f32("plain", &[256, 256], &Source::Laplace.matrix(256, 256, 1));
+        // Its inputs' spreads, which are rows as coded, have classes.
+        let embedding: Vec<f32> = Source::Gaussian
+            .matrix(512, 64, 2)
+            .into_iter()
+            .enumerate()
+            .map(|(place, weight)| if place % 64 < 16 { 4.0 * weight } else { weight })
+            .collect();
+        tensors.push_f32("embed_tokens.weight", &[512, 64], &embedding);
+        let mut settings = Settings::new(Target::Step(0.25));
+        settings.tuning.class_spacing = Some(0.25);
+        let coded = |tensors: &OwnedTensors| {
+            let mut file = tempfile::tempfile().unwrap();
+            let report = compress(tensors, Vec::new(), &settings, &Silent, &mut file).unwrap();
+            // SAFETY: nothing else writes to the file.
+            (report, unsafe { memmap2::Mmap::map(&file) }.unwrap())
+        };
+        let (alone, _) = coded(&tensors);
+        tensors.push_f32("transformed", &[256, 96 * 32], &of_latents(256, 96, 0.5));
+        let (together, file) = coded(&tensors);
+        for (a, b) in alone.tensors.iter().zip(&together.tensors) {
+            let exactly = |tensor: &TensorReport| [tensor.bits_per_weight, tensor.nmse].map(f64::to_bits);
+            assert_eq!(exactly(a), exactly(b), "{a:?} {b:?}");
+        }
+        let container = Container::open(&file, &Limits::default()).unwrap();
+        let synthesis = |index: usize| {
+            let tensor = container.tensor(index).unwrap();
+            container.codec(tensor.coded().unwrap().codec_index()).unwrap().synthesis()
+        };
+        assert_eq!([0, 1, 2].map(synthesis), [Synthesis::Identity, Synthesis::Identity, Synthesis::Hadamard]);
+        assert_eq!(container.codec_count(), 2);
+    }
 }

@@ -178,6 +178,8 @@ pub struct LdlqReport {
 pub struct Report {
     /// Number of coded weights.
     pub weights: u64,
+    /// The quantisation step that met the target, as of [`Target::Step`].
+    pub step: f64,
     /// Where the bytes went.
     pub split: Split,
     /// Squared error over squared weights, of all coded weights.

@@ -33,7 +33,7 @@ const ROW_STREAM_BITS: f64 = 96.0;
 /// Bits a weight that a transform must save, for it makes decoding slower; and for each multiplication that it takes a decoder.
 const TRANSFORM_BITS: f64 = 0.01;
 const MULTIPLICATION_BITS: f64 = 0.0002;
-/// Bits that it must save a tensor: the trial gives a tensor tables of its own, and those that all share fit its classes less well. That took small matrices 250 to 600 bits.
+/// Bits that it must save a tensor: the trial gives a tensor tables of its own, and those that it will share fit its classes less well. That took small matrices 250 to 600 bits.
 const TENSOR_BITS: f64 = 512.0;
 
 /// Where it is known how much outputs matter, their steps are this far on the way from normalised rows (0) to what would be best if errors were small (1), in octaves: they are
@@ -228,9 +228,14 @@ impl TensorPlan {
             let streams = if plan.has_row_streams() { ROW_STREAM_BITS * bands(&plan.view) } else { 0.0 };
             (counts.entropy() * counts.total() as f64 + streams) / plan.view.elements() as f64
         };
-        let bits = |plan: &Self| trial.bits(plan, weights) + side(plan);
-        let saved = bits(&self) - bits(&transformed);
+        let ([bits, error], [bits_transformed, error_transformed]) =
+            (trial.code(&self, weights), trial.code(&transformed, weights));
+        // How much larger errors are, in octaves, each of which is worth a bit.
+        let coarser = 0.5 * (error_transformed / error).log2();
+        let saved = bits + side(&self) - bits_transformed - side(&transformed) - coarser;
         transformed.saved = saved * self.view.elements() as f64;
+        // At low rates latents that hardly spread are lost whole. No tensor is to be less accurate for being transformed: its step makes up for that.
+        transformed.step -= (coarser.max(0.0) * OCTAVE).ceil() as i32;
         if saved > least && transformed.saved > TENSOR_BITS { transformed } else { self }
     }
 
@@ -375,8 +380,8 @@ impl Trial<'_> {
         })
     }
 
-    /// Bits that a weight would take at an error of one step if rates were high, without side information: indices are searched for and counted, errors are the decoder's.
-    fn bits(&self, plan: &TensorPlan, weights: &[f32]) -> f64 {
+    /// Bits that a weight takes without side information, and its squared error in steps: indices are searched for and counted, errors are the decoder's.
+    fn code(&self, plan: &TensorPlan, weights: &[f32]) -> [f64; 2] {
         let (least, largest) = plan.class_range();
         let classes = (largest - least + 1) as usize;
         let spread = |class: usize| self.octaves(least + class as i32).exp2();
@@ -431,7 +436,7 @@ impl Trial<'_> {
             })
             .sum();
         let count = f64::from(count.max(1));
-        coded / count + 0.5 * (error / count).max(f64::MIN_POSITIVE).log2()
+        [coded / count, (error / count).max(f64::MIN_POSITIVE)]
     }
 }
 
@@ -603,7 +608,7 @@ fn input_classes(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::synthetic::Source;
 
@@ -715,18 +720,7 @@ mod tests {
                 batched: false,
                 inputs_first: false,
             };
-            let mut weights = vec![0.0; view.elements()];
-            for group in 0..groups {
-                let mut latents = Source::Gaussian.matrix(view.rows, LANES, group as u64);
-                for (row, latents) in latents.chunks_exact_mut(LANES).enumerate() {
-                    let spread = if row % 2 == 0 { 0.2f32.exp2() } else { (-0.2f32).exp2() };
-                    latents.iter_mut().for_each(|latent| *latent *= spread);
-                }
-                // The transform is its own inverse.
-                Transform::Hadamard.analyse(&mut latents);
-                let rows = weights.chunks_exact_mut(view.columns).zip(latents.chunks_exact(LANES));
-                rows.for_each(|(to, from)| to[group * LANES..][..LANES].copy_from_slice(from));
-            }
+            let weights = of_latents(view.rows, groups, 0.2);
             let plan = measured(view, &weights, 1.0, spacing).with_transform(
                 &Transform::Hadamard,
                 false,
@@ -735,5 +729,23 @@ mod tests {
             );
             assert_eq!(plan.transform, wanted, "{groups} groups");
         }
+    }
+
+    /// A matrix of so many groups of columns whose Hadamard transform spreads by some octaves more and less from row to row.
+    pub(in super::super) fn of_latents(rows: usize, groups: usize, octaves: f32) -> Vec<f32> {
+        let columns = groups * LANES;
+        let mut weights = vec![0.0; rows * columns];
+        for group in 0..groups {
+            let mut latents = Source::Gaussian.matrix(rows, LANES, group as u64);
+            for (row, latents) in latents.chunks_exact_mut(LANES).enumerate() {
+                let spread = if row % 2 == 0 { octaves.exp2() } else { (-octaves).exp2() };
+                latents.iter_mut().for_each(|latent| *latent *= spread);
+            }
+            // The transform is its own inverse.
+            Transform::Hadamard.analyse(&mut latents);
+            let rows = weights.chunks_exact_mut(columns).zip(latents.chunks_exact(LANES));
+            rows.for_each(|(to, from)| to[group * LANES..][..LANES].copy_from_slice(from));
+        }
+        weights
     }
 }

@@ -82,10 +82,10 @@ impl TensorSample {
     }
 }
 
-/// A sample of the whole model, and what its tables are made from.
+/// A sample of the tensors of a codec, and what its tables are made from.
 #[derive(Debug)]
 pub struct Sample {
-    /// The transform of the tensors that have one.
+    /// The transform of all of them.
     pub transform: Transform,
     quantiser: Quantiser,
     /// See [`Settings::exact`].
@@ -140,7 +140,7 @@ pub struct Estimate {
 }
 
 impl Sample {
-    /// From the samples of all tensors and their plans, in the same order.
+    /// From the samples of a codec's tensors and their plans, in the same order.
     pub fn new(
         settings: &Settings,
         plans: &[&TensorPlan],
@@ -203,12 +203,7 @@ impl Sample {
                     + information(&side[COLUMN_CLASS], &plan.column_class)
             })
             .collect();
-        let transform = plans
-            .iter()
-            .map(|plan| &plan.transform)
-            .find(|transform| **transform != Transform::Identity)
-            .unwrap_or(&Transform::Identity)
-            .clone();
+        let transform = plans.first().map_or(Transform::Identity, |plan| plan.transform.clone());
         Self {
             transform,
             quantiser: settings.quantiser.clone(),

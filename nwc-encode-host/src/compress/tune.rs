@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::encode::{Encoder, TensorCoder, Worker};
+use super::encode::{TensorCoder, Worker};
 use super::job::{Job, Met, Planned};
 use super::plan::TensorPlan;
 use super::{Selection, View};
@@ -58,8 +58,7 @@ impl Quantise for AtRate<'_> {
             .plan(name)
             .filter(|(_, plan)| plan.view.elements() == weights.len())
             .ok_or_else(|| Error::input("is not coded, or has another shape").tensor(name))?;
-        let encoder =
-            Encoder::new(&self.met.estimate.codec, &self.met.estimate.rate, self.job.settings.code_rounds);
+        let encoder = self.job.encoder(&self.met.estimates[self.planned.codec_of(plan)]);
         let coder = TensorCoder::new(plan, self.met.steps.free, self.planned.class_base(plan));
         let dtype = self.job.source.tensor(index).dtype;
         Ok(Worker::new(&encoder).restore(&coder, weights, dtype, &self.job.factors_of(index)))
@@ -68,7 +67,7 @@ impl Quantise for AtRate<'_> {
     fn fingerprint(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&self.met.steps.free.to_le_bytes());
-        hasher.update(&self.met.estimate.codec.to_bytes());
+        self.met.coded.codecs.iter().for_each(|codec| hasher.update(codec));
         for (_, plan) in &self.planned.plans {
             hasher.update(&plan.step.to_le_bytes());
             for values in [&plan.row_scale, &plan.column_scale, &plan.row_class, &plan.column_class] {
