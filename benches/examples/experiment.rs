@@ -60,30 +60,12 @@ enum Experiment {
     Accuracy {
         /// Where to draw it
         svg: PathBuf,
-        /// Folder with models/ and data/
-        assets: PathBuf,
-        /// One model after the other
-        #[arg(long, num_args = 1.., default_values = ["llama-tiny", "qwen3-tiny", "mixtral-tiny", "clip-cifar", "siglip-cifar"])]
-        models: Vec<String>,
-        /// Windows of 512 tokens that are predicted; all of the text by default
-        #[arg(long)]
-        windows: Option<usize>,
-        /// Fine-tuned as well
-        #[arg(long)]
-        fine_tuned: bool,
+        #[command(flatten)]
+        choice: accuracy::Choice,
     },
     /// Perplexity after calibration with other texts
     #[cfg(feature = "models")]
-    CalibrationShift {
-        /// Folder with models/ and data/
-        assets: PathBuf,
-        /// One model after the other
-        #[arg(long, num_args = 1.., default_values = ["llama-tiny", "qwen3-tiny", "mixtral-tiny"])]
-        models: Vec<String>,
-        /// Windows of 512 tokens that are predicted; all of the text by default
-        #[arg(long)]
-        windows: Option<usize>,
-    },
+    CalibrationShift(accuracy::Choice),
     /// What each choice of the encoder and each part of the file costs
     Overhead {
         /// Folder with models/
@@ -121,15 +103,13 @@ fn main() -> Result<()> {
             results
         }
         #[cfg(feature = "models")]
-        Experiment::Accuracy { svg, assets, models, windows, fine_tuned } => {
-            let results = accuracy::run(&assets, &models, windows, fine_tuned)?;
+        Experiment::Accuracy { svg, choice } => {
+            let results = accuracy::run(&choice)?;
             accuracy::plot(&results, &svg)?;
             results
         }
         #[cfg(feature = "models")]
-        Experiment::CalibrationShift { assets, models, windows } => {
-            accuracy::shift(&assets, &models, windows)?
-        }
+        Experiment::CalibrationShift(choice) => accuracy::shift(&choice)?,
         Experiment::Importance { assets } => importance::run(assets.as_deref())?,
         Experiment::LowRank { assets } => low_rank::run(assets.as_deref())?,
         Experiment::Preprocessing { assets } => preprocessing::run(assets.as_deref())?,

@@ -27,7 +27,14 @@ pub(crate) enum Subject {
     Paper,
     /// What each choice of the encoder and each part of the file costs: about 2 minutes
     Overhead,
+    /// Perplexity and zero-shot accuracy of the models of `$NWC_ASSETS` at 1.5 to 4 bits, step by step and next to baselines, with a plot: about 2 hours
+    Accuracy,
+    /// Perplexity of the language models of `$NWC_ASSETS` after calibration with other texts: about 1 hour
+    CalibrationShift,
 }
+
+/// Windows of 512 tokens of WikiText-2 that are predicted: all of them take some hours for each model.
+const WINDOWS: &str = "40";
 
 /// Measures, and writes `benches/results/SUBJECT.json`; what is drawn goes to `docs/SUBJECT.svg`. Models of `$NWC_ASSETS` are measured too.
 pub(crate) fn run(subject: Subject) -> Result<()> {
@@ -36,6 +43,10 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
         println!("set NWC_ASSETS to the folder with models/ to measure those too");
     }
     let svg = |name: &str| Some(root().join(format!("docs/{name}.svg")).display().to_string());
+    if matches!(subject, Subject::Accuracy | Subject::CalibrationShift) && assets.is_none() {
+        println!("skipped: it runs those");
+        return Ok(());
+    }
     let (name, paths) = match subject {
         Subject::Frontier => ("frontier", [svg("frontier"), assets]),
         Subject::Ablations => ("ablations", [svg("ablations"), assets]),
@@ -44,16 +55,25 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
         Subject::Preprocessing => ("preprocessing", [assets, None]),
         Subject::HeldOut => ("held-out", [assets, None]),
         Subject::Overhead => ("overhead", [assets, None]),
+        Subject::Accuracy => ("accuracy", [svg("accuracy"), assets]),
+        Subject::CalibrationShift => ("calibration-shift", [assets, None]),
         Subject::Synthesis => return syntheses(assets),
         Subject::Paper => {
             let results = record::Program(build_program_with("train")?).paper(assets.as_deref())?;
             return record::write("paper", "cargo xtask experiment paper", &results);
         }
     };
-    let fixed = ["run", "--release", "--quiet", "-p", "nwc-benches", "--example", "experiment", "--", name];
+    let (features, options): (&[&str], &[&str]) = match subject {
+        Subject::Accuracy => (&["--features", "models"], &["--windows", WINDOWS]),
+        Subject::CalibrationShift => (&["--features", "models"], &["--windows", WINDOWS, "--bits", "2", "3"]),
+        _ => (&[], &[]),
+    };
+    let fixed = ["run", "--release", "--quiet", "-p", "nwc-benches", "--example", "experiment"];
+    let paths = paths.iter().flatten().map(String::as_str);
+    let name_of = ["--", name];
+    let arguments = fixed.iter().chain(features).chain(&name_of).copied();
     let text = output(
-        cargo(fixed.into_iter().chain(paths.iter().flatten().map(String::as_str)))
-            .stderr(std::process::Stdio::inherit()),
+        cargo(arguments.chain(paths).chain(options.iter().copied())).stderr(std::process::Stdio::inherit()),
     )?;
     record::write(
         name,

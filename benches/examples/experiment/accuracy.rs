@@ -27,16 +27,16 @@ use tempfile::TempDir;
 
 use super::baselines::{gptq, group_bits, round_to_nearest};
 
-const BITS: [f64; 4] = [1.5, 2.0, 3.0, 4.0];
-/// Whole bits of the baselines.
-const BASELINE_BITS: [u32; 3] = [2, 3, 4];
+/// Rates at which the baselines are measured too.
+const BASELINE_BITS: [f64; 2] = [3.0, 4.0];
 /// Sequences or images of calibration, and tokens of a sequence.
-const SAMPLES: usize = 128;
+const SAMPLES: usize = 64;
 const IMAGES: usize = 512;
 const LENGTH: usize = 512;
 /// Windows of the text over which divergences are means.
-const DIVERGENCE_WINDOWS: usize = 32;
+const DIVERGENCE_WINDOWS: usize = 8;
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what errors are mapped by")]
 fn told(error: Error) -> anyhow::Error {
     anyhow!("{error}")
 }
@@ -122,8 +122,11 @@ impl Case {
         found: &Measured,
         original: &Measured,
     ) -> Value {
-        let ratio = (!self.images).then(|| found.value / original.value);
-        let lost = self.images.then(|| original.value - found.value);
+        let (ratio, lost) = if self.images {
+            (None, Some(original.value - found.value))
+        } else {
+            (Some(found.value / original.value), None)
+        };
         eprintln!(
             "{:<14} {method:<12} {bits} bits {bits_per_weight:.3} {:.4} {:.4}",
             self.name,
@@ -158,6 +161,8 @@ enum Rung {
 }
 
 impl Rung {
+    const ALL: [Self; 5] = [Self::DataFree, Self::Importance, Self::Ldlq, Self::Outputs, Self::FineTuned];
+
     const fn name(self) -> &'static str {
         match self {
             Self::DataFree => "data-free",
@@ -199,20 +204,37 @@ fn encode(
     Ok((path, report))
 }
 
-/// Models of the folder: which of them, and how much of the text, is an argument, because all of it takes hours.
-pub fn run(assets: &Path, models: &[String], windows: Option<usize>, tuned: bool) -> Result<Value> {
+/// What is measured: all of it takes hours.
+#[derive(clap::Args)]
+pub struct Choice {
+    /// Folder with models/ and data/
+    assets: PathBuf,
+    /// Models of that folder
+    #[arg(long, num_args = 1.., default_values = ["llama-tiny", "qwen3-tiny", "mixtral-tiny", "clip-cifar", "siglip-cifar"])]
+    models: Vec<String>,
+    /// Bits a weight
+    #[arg(long, num_args = 1.., default_values = ["1.5", "2", "3", "4"])]
+    bits: Vec<f64>,
+    /// The last one takes hours, and has to be asked for
+    #[arg(long, num_args = 1.., default_values = ["data-free", "importance", "LDLQ", "outputs", "RTN g128", "GPTQ g128"])]
+    methods: Vec<String>,
+    /// Windows of 512 tokens that are predicted; all of the text by default
+    #[arg(long)]
+    windows: Option<usize>,
+}
+
+/// Perplexity or accuracy of each model, by rate and method.
+pub fn run(choice: &Choice) -> Result<Value> {
     let mut rows = Vec::new();
-    for name in models {
-        let case = Case::new(name, assets, windows);
+    let wanted = |method: &str| choice.methods.iter().any(|name| name == method);
+    for name in &choice.models {
+        let case = Case::new(name, &choice.assets, choice.windows);
         let folder = TempDir::new()?;
         let hessians = folder.path().join("h.safetensors");
         case.calibrate(&case.calibration, &hessians)?;
         let original = case.measure(&case.folder)?;
-        for bits in BITS {
-            for rung in [Rung::DataFree, Rung::Importance, Rung::Ldlq, Rung::Outputs, Rung::FineTuned] {
-                if rung == Rung::FineTuned && !tuned {
-                    continue;
-                }
+        for &bits in &choice.bits {
+            for rung in Rung::ALL.into_iter().filter(|rung| wanted(rung.name())) {
                 let settings = rung.settings(bits, &hessians)?;
                 let tuning = (rung == Rung::FineTuned).then(|| FineTuning {
                     model: &case.folder,
@@ -226,6 +248,7 @@ pub fn run(assets: &Path, models: &[String], windows: Option<usize>, tuned: bool
                 let (path, report) = encode(&case, &settings, tuning.as_ref(), folder.path())?;
                 let found = case.measure(&path)?;
                 let mut row = case.row(rung.name(), bits, report.bits_per_weight(), &found, &original);
+                // What feedback leaves of tr(E H E^T).
                 row["compensated"] = report
                     .tensors
                     .iter()
@@ -236,13 +259,13 @@ pub fn run(assets: &Path, models: &[String], windows: Option<usize>, tuned: bool
                     .collect();
                 rows.push(row);
             }
-        }
-        for bits in BASELINE_BITS {
             for (method, with_h) in [("RTN g128", false), ("GPTQ g128", true)] {
-                let rate =
-                    baseline(&case, bits, with_h.then_some(&hessians), &folder.path().join("baseline"))?;
-                let found = case.measure(&folder.path().join("baseline"))?;
-                rows.push(case.row(method, f64::from(bits), rate, &found, &original));
+                if !BASELINE_BITS.contains(&bits) || !wanted(method) {
+                    continue;
+                }
+                let output = folder.path().join("baseline");
+                let rate = baseline(&case, bits as u32, with_h.then_some(&hessians), &output)?;
+                rows.push(case.row(method, bits, rate, &case.measure(&output)?, &original));
             }
         }
     }
@@ -292,11 +315,11 @@ fn baseline(case: &Case, bits: u32, hessians: Option<&PathBuf>, output: &Path) -
     Ok(stored / weights)
 }
 
-/// Perplexity at 2 and 3 bits after calibration with the text of the models' kind, with other prose, and with tokens at random.
-pub fn shift(assets: &Path, models: &[String], windows: Option<usize>) -> Result<Value> {
+/// Perplexity of language models after calibration with the text of the models' kind, with other prose, and with tokens at random.
+pub fn shift(choice: &Choice) -> Result<Value> {
     let mut rows = Vec::new();
-    for name in models {
-        let case = Case::new(name, assets, windows);
+    for name in choice.models.iter().filter(|name| !name.contains("cifar")) {
+        let case = Case::new(name, &choice.assets, choice.windows);
         let folder = TempDir::new()?;
         let noise = folder.path().join("noise.safetensors");
         let vocabulary = Model::open(&case.folder).map_err(told)?;
@@ -304,7 +327,7 @@ pub fn shift(assets: &Path, models: &[String], windows: Option<usize>) -> Result
             vocabulary.find("model.embed_tokens.weight").map(|index| vocabulary.tensors()[index].shape[0]);
         write_noise(&noise, vocabulary.context("a language model has an embedding")?)?;
         let original = case.measure(&case.folder)?;
-        let data = assets.join("data");
+        let data = choice.assets.join("data");
         let texts = [
             ("WikiText-2, validation", data.join("wikitext2-valid.txt")),
             ("other prose", data.join("lm-calib.txt")),
@@ -313,7 +336,7 @@ pub fn shift(assets: &Path, models: &[String], windows: Option<usize>) -> Result
         for (text, path) in texts {
             let hessians = folder.path().join("h.safetensors");
             case.calibrate(&path, &hessians)?;
-            for bits in [2.0, 3.0] {
+            for &bits in &choice.bits {
                 let settings = Rung::Outputs.settings(bits, &hessians)?;
                 let (path, report) = encode(&case, &settings, None, folder.path())?;
                 let found = case.measure(&path)?;

@@ -12,7 +12,8 @@ const DAMPING: f64 = 0.01;
 
 /// Bits that a row takes: a step of 16 bits and the level of zero for each group.
 pub fn group_bits(inputs: usize, bits: u32) -> f64 {
-    (inputs as u32 * bits) as f64 + (inputs.div_ceil(GROUP) as u32 * (16 + bits)) as f64
+    let bits = f64::from(bits);
+    inputs as f64 * bits + inputs.div_ceil(GROUP) as f64 * (16.0 + bits)
 }
 
 /// Levels of a group.
