@@ -57,14 +57,14 @@
 //! flash.read_at(0, &mut front)?;
 //! let container = Container::open_front(&front, None, &Limits::default())?;
 //!
-//! let codec = container.codec(0)?;
+//! let tensor = container.tensor(0)?.remote(&mut flash)?;
+//! let codec = container.codec(tensor.geometry().codec_index())?;
 //! let need = codec.required_scratch(6);
 //! let (mut tables, mut words) = (vec![Table::default(); need.tables], vec![0; need.words]);
 //! let scratch = Scratch { tables: &mut tables, words: &mut words };
 //! let tables = Tables::expand(&codec, 6, scratch)?;
 //!
 //! let mut window = [0; WINDOW_BYTES];
-//! let tensor = container.tensor(0)?.remote(&mut flash)?;
 //! for number in 0..tensor.geometry().tiles() {
 //!     let tile = tensor.tile(&mut flash, number)?;
 //!     let mut weights = vec![0f32; tile.elements()];
