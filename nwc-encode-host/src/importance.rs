@@ -152,23 +152,7 @@ impl Importance {
             by_name.get(&first).copied().map(|index| by_name.insert(name.clone(), index));
             diagonals.insert(name, diagonal);
         }
-        for (name, columns) in columns {
-            let Some(rows) = rows.remove(&name) else { continue };
-            // Other texts have tokens that these data had not: to every row the mean of all is added (ADR 14).
-            let mean = rows.iter().sum::<f32>() / rows.len() as f32;
-            let rows: Vec<f32> = rows.into_iter().map(|row| row + mean).collect();
-            let sum = |values: &[f32]| values.iter().map(|&value| f64::from(value)).sum::<f64>();
-            let tied = outputs.contains_key(&name);
-            let inputs = diagonals.entry(name.clone()).or_insert(columns);
-            let scale = sum(inputs).recip();
-            let rows = rows.into_iter().map(|row| (f64::from(row) * scale) as f32);
-            if tied {
-                // A table that is the output layer too: errors of a row count in both.
-                outputs.get_mut(&name).into_iter().flatten().zip(rows).for_each(|(sum, row)| *sum += row);
-            } else {
-                outputs.insert(name, rows.collect());
-            }
-        }
+        add_tables(rows, columns, &mut diagonals, &mut outputs);
         // Of experts that were sent no tokens nothing is known.
         outputs.retain(|_, values| values.iter().any(|value| *value != 0.0));
         if let Some((name, _)) =
@@ -331,6 +315,28 @@ impl Importance {
                 };
                 WantedSteps { inputs, outputs: outputs.map_or(Vec::new(), damped) }
             }
+        }
+    }
+}
+
+/// Adds tables that are looked up, of which rows and columns are known: columns are inputs, rows outputs.
+fn add_tables(
+    mut rows: HashMap<String, Vec<f32>>,
+    columns: HashMap<String, Vec<f32>>,
+    diagonals: &mut HashMap<String, Vec<f32>>,
+    outputs: &mut HashMap<String, Vec<f32>>,
+) {
+    for (name, columns) in columns {
+        let Some(rows) = rows.remove(&name) else { continue };
+        // Other texts have tokens that these data had not: to every row the mean of all is added (ADR 14).
+        let mean = rows.iter().sum::<f32>() / rows.len() as f32;
+        let inputs = diagonals.entry(name.clone()).or_insert(columns);
+        let scale = inputs.iter().map(|&input| f64::from(input)).sum::<f64>().recip();
+        let rows: Vec<f32> = rows.iter().map(|row| (f64::from(row + mean) * scale) as f32).collect();
+        match outputs.get_mut(&name) {
+            // It is the output layer too: errors of a row count in both.
+            Some(outputs) => outputs.iter_mut().zip(rows).for_each(|(sum, row)| *sum += row),
+            None => drop(outputs.insert(name, rows)),
         }
     }
 }

@@ -38,8 +38,8 @@ mod with_models {
     use nwc_encode_host::subject::with_subject;
     use nwc_encode_host::{Error, ErrorKind, Result};
     use rand::SeedableRng;
-    use rand::distr::{Distribution, Uniform};
     use rand_chacha::ChaCha8Rng;
+    use rand_distr::{Distribution, Normal};
     use safetensors::Dtype;
     use safetensors::tensor::TensorView;
     use serde_json::Value;
@@ -437,6 +437,25 @@ mod with_models {
                 assert!(error < 1e-6, "{name} {tensor}: {error:.1e}");
             }
         }
+        // Of the importance of outputs the mean over samples.
+        for part in ["one", "two"] {
+            let folder = tiny("llama-scaled").display().to_string();
+            let line =
+                format!("calibrate {folder} --data {part}.safetensors -o {part}.g --outputs --diagonal");
+            assert!(run(dir.path(), &line).status.success());
+        }
+        let output = run(dir.path(), "calibrate --merge one.g two.g -o merged.g --json");
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let [one, two, merged] = ["one.g", "two.g", "merged.g"].map(|name| Moments::open(&path(name)));
+        assert_eq!(merged.names(), one.names());
+        let sums: Vec<&str> = merged.names().into_iter().filter(|name| name.contains('/')).collect();
+        assert_eq!(sums.len() as u64, json["outputs"].as_u64().unwrap() + 2);
+        for name in sums {
+            let [a, b, both] = [&one, &two, &merged].map(|file| file.0.tensor(name).unwrap().values);
+            let mean = a.iter().zip(b).map(|(&a, b)| (5.0 * f64::from(a) + 3.0 * f64::from(b)) / 8.0);
+            assert_close(name, &both, &mean.collect::<Vec<f64>>());
+        }
+
         let other = format!("calibrate {} --data one.safetensors -o other.h", tiny("qwen3").display());
         assert!(run(dir.path(), &other).status.success());
         let matrices = format!("calibrate {} --data one.safetensors -o full.h", tiny("gpt-oss").display());
@@ -453,17 +472,7 @@ mod with_models {
         assert!(!path("x").exists());
     }
 
-    /// Normal numbers, nearly, of this deviation.
-    fn noise(count: usize, deviation: f64, seed: u64) -> impl Iterator<Item = f32> {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let uniform = Uniform::new(-1.0, 1.0).unwrap();
-        (0..count).map(move |_| {
-            let sum: f64 = (0..3).map(|_| uniform.sample(&mut rng)).sum();
-            (sum * deviation) as f32
-        })
-    }
-
-    /// A copy of a model with noise on one of its tensors.
+    /// A copy of a model with normal noise on one of its tensors.
     fn with_noise(from: &Path, to: &Path, tensor: &str, deviation: f64, seed: u64) {
         fs::create_dir_all(to).unwrap();
         fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
@@ -474,8 +483,9 @@ mod with_models {
             .map(|info| {
                 let HostTensor { shape, mut values } = model.tensor(&info.name).unwrap();
                 if info.name == tensor {
-                    let count = values.len();
-                    values.iter_mut().zip(noise(count, deviation, seed)).for_each(|(w, noise)| *w += noise);
+                    let noise = Normal::new(0.0, deviation).unwrap();
+                    let noise = noise.sample_iter(ChaCha8Rng::seed_from_u64(seed));
+                    values.iter_mut().zip(noise).for_each(|(w, noise)| *w += noise as f32);
                 }
                 (info.name.clone(), shape, values.iter().flat_map(|w| w.to_le_bytes()).collect())
             })
@@ -591,12 +601,10 @@ mod with_models {
         let settings = Settings { outputs: true, ..Settings::default() };
         let run = |name: &str, resume: bool, progress: &dyn Progress| -> Result<Vec<u8>> {
             let path = dir.path().join(name);
-            let mut output = AtomicFile::create(&path, true)?;
-            let (_, finished) = with_subject(&clip_mini(), |subject| {
-                calibrate(subject, &data, settings, &work(resume), &mut output, progress)
+            let output = AtomicFile::create(&path, true)?;
+            with_subject(&clip_mini(), |subject| {
+                calibrate(subject, &data, settings, &work(resume), output, progress)
             })?;
-            output.commit()?;
-            finished.remove();
             assert!(!dir.path().join("work").exists());
             Ok(fs::read(path).unwrap())
         };

@@ -20,6 +20,8 @@ use nwc_encode_host::samples::{Data, Limits};
 use nwc_encode_host::subject::with_subject;
 use nwc_encode_host::tensors::{TensorSource as _, to_f32};
 use plotters::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize};
 use serde_json::{Value, json};
@@ -83,13 +85,9 @@ impl Case {
         let work = Work { folder: Work::beside(output), resume: false, force: true };
         let settings =
             calibrate::Settings { limits: self.calibration_limits(), outputs: true, ..Default::default() };
-        let mut file = AtomicFile::create(output, true).map_err(told)?;
-        let (_, finished) = with_subject(&self.folder, |subject| {
-            calibrate(subject, data, settings, &work, &mut file, &Silent)
-        })
-        .map_err(told)?;
-        file.commit().map_err(told)?;
-        finished.remove();
+        let file = AtomicFile::create(output, true).map_err(told)?;
+        with_subject(&self.folder, |subject| calibrate(subject, data, settings, &work, file, &Silent))
+            .map_err(told)?;
         Ok(())
     }
 
@@ -215,8 +213,13 @@ pub struct Choice {
     /// Bits a weight
     #[arg(long, num_args = 1.., default_values = ["1.5", "2", "3", "4"])]
     bits: Vec<f64>,
-    /// The last one takes hours, and has to be asked for
-    #[arg(long, num_args = 1.., default_values = ["data-free", "importance", "LDLQ", "outputs", "RTN g128", "GPTQ g128"])]
+    /// What to measure; fine-tuning takes hours, and has to be asked for
+    #[arg(
+        long,
+        num_args = 1..,
+        value_parser = ["data-free", "importance", "LDLQ", "outputs", "fine-tuned", "RTN g128", "GPTQ g128"],
+        default_values = ["data-free", "importance", "LDLQ", "outputs", "RTN g128", "GPTQ g128"],
+    )]
     methods: Vec<String>,
     /// Windows of 512 tokens that are predicted; all of the text by default
     #[arg(long)]
@@ -351,13 +354,9 @@ pub fn shift(choice: &Choice) -> Result<Value> {
 
 /// As many tokens at random as calibration takes.
 fn write_noise(path: &Path, vocabulary: usize) -> Result<()> {
-    let mut state = 1u64;
-    let ids: Vec<u8> = (0..SAMPLES * LENGTH)
-        .flat_map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 33) as u32 % vocabulary as u32).to_le_bytes()
-        })
-        .collect();
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let ids = (0..SAMPLES * LENGTH).map(|_| rng.random_range(0..vocabulary as u32));
+    let ids: Vec<u8> = ids.flat_map(u32::to_le_bytes).collect();
     let view = TensorView::new(Dtype::U32, vec![SAMPLES, LENGTH], &ids)?;
     fs::write(path, serialize([("ids", view)], None)?)?;
     Ok(())

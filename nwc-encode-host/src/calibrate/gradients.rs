@@ -19,14 +19,13 @@ use rayon::prelude::*;
 use super::Part;
 use super::layout::{COLUMNS, Layout, OUTPUTS, ROWS, Sums};
 use crate::Result;
-use crate::forward::{Batches, Linear, NoTaps, Stage, Taps, TensorSpec, Weights};
+use crate::evaluate::{log_sum, outputs};
+use crate::forward::{Batches, Linear, Taps, TensorSpec, Weights, load};
 use crate::parameters::{Parameters, values};
 use crate::progress::Progress;
 
 /// Computes gradients.
 type Tracking = Autodiff<Flex>;
-/// Logits that are in memory at once.
-const LOGITS: usize = 1 << 23;
 
 /// Sums of squared gradients in a stage, by what they are called in the file.
 #[derive(Default)]
@@ -92,7 +91,8 @@ impl Gradients {
                 if let Some(projection) = part.tower.head.predicts() {
                     let counted = tokens.map(|tokens| part.tower.relevant(tokens)).transpose()?.flatten();
                     let inner = features.clone().inner();
-                    let g = self.predictions(projection, parameters, &inner, counted.as_deref(), &mut rng);
+                    let g =
+                        self.predictions(part, projection, parameters, &inner, counted.as_deref(), &mut rng)?;
                     (features * Tensor::from_inner(g)).sum()
                 } else {
                     let y = part.tower.head.project(&tracked, features, &mut sites);
@@ -146,32 +146,27 @@ impl Gradients {
     /// predictions. Of the logits' own squared gradients p - 1 and p the mean over all draws is added, p (1 - p).
     fn predictions(
         &mut self,
+        part: &Part<'_>,
         projection: &Linear,
         parameters: &Parameters<Flex>,
         features: &Tensor<Flex, 2>,
         counted: Option<&[bool]>,
         rng: &mut ChaCha8Rng,
-    ) -> Tensor<Flex, 2> {
+    ) -> Result<Tensor<Flex, 2>> {
         let [rows, _] = features.dims();
-        let vocabulary = projection.outputs();
-        let size = (LOGITS / vocabulary).max(1);
         let draws: Vec<f64> = (0..rows).map(|_| rng.random()).collect();
         let mut gradients = Vec::new();
-        for first in (0..rows).step_by(size) {
-            let range = first..(first + size).min(rows);
-            let some = features.clone().slice_dim(0, range.clone());
-            let mut logits = values(&projection.apply(parameters, some, &mut NoTaps));
-            let part = |(logits, row): (&mut [f32], usize)| {
+        outputs(part.tower, parameters, features, |range, vocabulary, mut logits| {
+            // Shares of what counts, zeros of the rest.
+            let shares = |(logits, row): (&mut [f32], usize)| {
                 if counted.is_some_and(|counted| !counted[row]) {
                     logits.fill(0.0);
                     return;
                 }
-                let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                logits.iter_mut().for_each(|logit| *logit = (*logit - largest).exp());
-                let sum: f64 = logits.iter().map(|&share| f64::from(share)).sum();
-                logits.iter_mut().for_each(|share| *share = (f64::from(*share) / sum) as f32);
+                let (largest, log) = log_sum(logits);
+                logits.iter_mut().for_each(|logit| *logit = (f64::from(*logit - largest) - log).exp() as f32);
             };
-            logits.par_chunks_mut(vocabulary).zip(range.clone()).for_each(part);
+            logits.par_chunks_mut(vocabulary).zip(range.clone()).for_each(shares);
             let mut squares = vec![0.0; vocabulary];
             for row in logits.chunks(vocabulary) {
                 squares.iter_mut().zip(row).for_each(|(sum, &p)| *sum += f64::from(p) * f64::from(1.0 - p));
@@ -190,8 +185,9 @@ impl Gradients {
             }
             let data = TensorData::new(logits, [range.len(), vocabulary]);
             gradients.push(projection.backward(parameters, Tensor::from_data(data, &features.device())));
-        }
-        Tensor::cat(gradients, 0)
+            Ok(())
+        })?;
+        Ok(Tensor::cat(gradients, 0))
     }
 }
 
@@ -209,13 +205,7 @@ pub(super) fn back(
     progress: &dyn Progress,
 ) -> Result<(Gradients, Vec<Tensor<Flex, 3>>)> {
     let device = Device::<Flex>::default();
-    let parameters = match stage.checked_sub(1) {
-        None => part.tower.embedding.load::<Flex>(weights, &device)?,
-        Some(block) => match part.tower.blocks.get(block) {
-            Some(block) => block.load(weights, &device)?,
-            None => part.tower.head.load(weights, &device)?,
-        },
-    };
+    let parameters = load::<Flex>(part.stage(stage).tensors(), weights, &device)?;
     let mut sums = Gradients::default();
     let mut inputs = Vec::new();
     for index in 0..part.batches() {

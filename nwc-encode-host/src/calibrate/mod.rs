@@ -336,8 +336,7 @@ impl Job<'_> {
     }
 }
 
-/// Calibrates a model with the data at `path`, and writes the file; the caller commits it, and removes the folder with what is returned
-/// beside the report.
+/// Calibrates a model with the data at `path`, and writes the file; what was kept until then is removed.
 ///
 /// # Errors
 /// Data that do not go with the model, a model or checkpoint that cannot be used, an interruption, or the operating system's.
@@ -346,9 +345,9 @@ pub fn calibrate(
     path: &Path,
     settings: Settings,
     work: &Work,
-    output: &mut AtomicFile,
+    mut output: AtomicFile,
     progress: &dyn Progress,
-) -> Result<(Report, Finished)> {
+) -> Result<Report> {
     if checkpoint::exists(&work.folder) && !work.resume && !work.force {
         return Err(Error::input("an interrupted calibration left its checkpoint")
             .file(&work.folder)
@@ -398,7 +397,7 @@ pub fn calibrate(
         ErrorKind::Input => error.file(path),
         ErrorKind::Check | ErrorKind::Interrupted => error,
     });
-    let report = ran.and_then(|()| job.assemble(left_out, output));
+    let report = ran.and_then(|()| job.assemble(left_out, &mut output));
     let report = match report {
         Ok(report) => report,
         Err(error) if position.done == 0 => {
@@ -422,29 +421,18 @@ pub fn calibrate(
         }
     };
     warn_of_fallbacks(&report.plan.fallbacks, progress);
-    Ok((report, Finished { checkpoint: job.checkpoint, steps }))
+    output.commit()?;
+    job.checkpoint.remove(steps);
+    Ok(report)
 }
 
-/// The checkpoint of a calibration that is finished.
-#[derive(Debug)]
-pub struct Finished {
-    checkpoint: Checkpoint,
-    steps: usize,
-}
-
-impl Finished {
-    /// Removes it, once the output has its name.
-    pub fn remove(self) {
-        self.checkpoint.remove(self.steps);
-    }
-}
-
-/// Merges files of parts of the data, as if all of it had been one; the caller commits the output.
+/// Merges files of parts of the data, as if all of it had been one.
 ///
 /// # Errors
 /// They are not of one model and kind, cannot be read, or the operating system's.
-pub fn merge(files: &[PathBuf], output: &mut AtomicFile, progress: &dyn Progress) -> Result<Report> {
-    let (layout, plan, bytes) = file::merge(files, output, progress)?;
+pub fn merge(files: &[PathBuf], mut output: AtomicFile, progress: &dyn Progress) -> Result<Report> {
+    let (layout, plan, bytes) = file::merge(files, &mut output, progress)?;
     warn_of_fallbacks(&plan.fallbacks, progress);
+    output.commit()?;
     Ok(Report { towers: Vec::new(), left_out: Vec::new(), layout, plan, bytes })
 }

@@ -81,21 +81,14 @@ mod with_models {
         let started = Instant::now();
         let limits = check_limits(args.samples, args.length)?;
         // The output first: to find out after an hour of work that it cannot be written helps nobody.
-        let mut output = AtomicFile::create(&args.output, args.force)?;
+        let output = AtomicFile::create(&args.output, args.force)?;
         let report = if let (Some(model), Some(data)) = (&args.model, &args.data) {
             let folder = args.work_dir.clone().unwrap_or_else(|| Work::beside(&args.output));
             let work = Work { folder, resume: args.resume, force: args.force };
             let settings = Settings { limits, diagonal: args.diagonal, outputs: args.outputs };
-            let (report, finished) = with_subject(model, |subject| {
-                calibrate(subject, data, settings, &work, &mut output, progress)
-            })?;
-            output.commit()?;
-            finished.remove();
-            report
+            with_subject(model, |subject| calibrate(subject, data, settings, &work, output, progress))?
         } else {
-            let report = merge(&args.merge, &mut output, progress)?;
-            output.commit()?;
-            report
+            merge(&args.merge, output, progress)?
         };
         Ok(outcome(&report, &args.output, started.elapsed().as_secs_f64()))
     }

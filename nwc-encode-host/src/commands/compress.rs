@@ -397,13 +397,9 @@ mod calibrated {
             let checkpoint = Work::beside(&hessians);
             let resume = args.calibration.resume && checkpoint.is_dir();
             let work = Work { folder: checkpoint, resume, force: args.force };
-            let mut output = AtomicFile::create(&hessians, args.calibration.resume || args.force)?;
+            let output = AtomicFile::create(&hessians, args.calibration.resume || args.force)?;
             let settings = Settings { limits, diagonal: false, outputs: true };
-            let (_, finished) = with_subject(&args.model, |subject| {
-                calibrate(subject, data, settings, &work, &mut output, progress)
-            })?;
-            output.commit()?;
-            finished.remove();
+            with_subject(&args.model, |subject| calibrate(subject, data, settings, &work, output, progress))?;
             let tuning = args.calibration.finetune.then(|| FineTuning {
                 model: &args.model,
                 data,

@@ -5,7 +5,7 @@ use burn::tensor::Device;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{normalise, outputs, sections, units};
+use super::{log_sum, normalise, outputs, sections, units};
 use crate::forward::{Batches, NoTaps, Quiet, Stream, Tower};
 use crate::progress::Progress;
 use crate::samples::{Data, Limits, Samples, window};
@@ -172,14 +172,9 @@ fn compare(
 
 /// The Kullback-Leibler divergence, in nats, of the predictions that have the logits `q` from those that have `p`.
 fn divergence_of(p: &[f32], q: &[f32]) -> f64 {
-    let log_sum = |logits: &[f32]| {
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
-        f64::from(largest) + sum.ln()
-    };
-    let (p_sum, q_sum) = (log_sum(p), log_sum(q));
+    let ((p_largest, p_log), (q_largest, q_log)) = (log_sum(p), log_sum(q));
     let terms = p.iter().zip(q).map(|(&p, &q)| {
-        let (p, q) = (f64::from(p) - p_sum, f64::from(q) - q_sum);
+        let (p, q) = (f64::from(p - p_largest) - p_log, f64::from(q - q_largest) - q_log);
         p.exp() * (p - q)
     });
     terms.sum()

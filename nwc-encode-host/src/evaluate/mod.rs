@@ -90,7 +90,7 @@ fn run(
 }
 
 /// What the head puts out of features, some rows at a time.
-fn outputs(
+pub(crate) fn outputs(
     tower: &Tower,
     head: &Parameters<Flex>,
     features: &Tensor<Flex, 2>,
@@ -105,6 +105,13 @@ fn outputs(
         each(range, out, values(&some))?;
     }
     Ok(())
+}
+
+/// The largest of logits, and the logarithm of the sum of all exponentials next to its own.
+pub(crate) fn log_sum(logits: &[f32]) -> (f32, f64) {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - largest).exp())).sum();
+    (largest, sum.ln())
 }
 
 /// Makes rows as long as one.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 
-use super::{outputs, run, units};
+use super::{log_sum, outputs, run, units};
 use crate::forward::Tokens;
 use crate::progress::Progress;
 use crate::samples::{Data, Limits, Samples, window};
@@ -90,9 +90,8 @@ pub fn perplexity(
                 .par_chunks(vocabulary)
                 .zip(targets)
                 .map(|(row, &target)| {
-                    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                    let sum: f64 = row.iter().map(|&logit| f64::from((logit - largest).exp())).sum();
-                    sum.ln() - f64::from(row[target as usize] - largest)
+                    let (largest, log) = log_sum(row);
+                    log - f64::from(row[target as usize] - largest)
                 })
                 .collect();
             nll += losses.iter().sum::<f64>();

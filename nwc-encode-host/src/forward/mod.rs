@@ -77,6 +77,7 @@ pub use input::{Input, Tokens};
 pub use linear::{Linear, NoTaps, Part, Role, Taps};
 pub use norm::Norm;
 pub use rotary::Rotary;
+pub(crate) use stage::load;
 pub use stage::{Stage, TensorSpec};
 pub use stream::{Batches, Quiet, Stream, Watch};
 pub use tower::{Loaded, Tower};

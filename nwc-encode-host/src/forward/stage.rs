@@ -45,23 +45,35 @@ pub trait Stage {
     where
         Self: Sized,
     {
-        let mut parameters = Parameters::default();
-        for TensorSpec { name, shape } in self.tensors() {
-            if parameters.has(&name) {
-                continue;
-            }
-            let tensor = weights.tensor(&name)?;
-            if tensor.shape != shape {
-                let error = Error::input(format!(
-                    "has the dimensions {:?}, where the configuration asks for {shape:?}",
-                    tensor.shape
-                ))
-                .tensor(name)
-                .remedy("check that config.json and the weights belong to the same model");
-                return Err(weights.origin().into_iter().fold(error, Error::file));
-            }
-            parameters.insert(name, tensor, device);
-        }
-        Ok(parameters)
+        load(self.tensors(), weights, device)
     }
+}
+
+/// Brings tensors to a device.
+///
+/// # Errors
+/// As [`Stage::load`].
+pub(crate) fn load<B: Backend>(
+    tensors: Vec<TensorSpec>,
+    weights: &dyn Weights,
+    device: &B::Device,
+) -> Result<Parameters<B>> {
+    let mut parameters = Parameters::default();
+    for TensorSpec { name, shape } in tensors {
+        if parameters.has(&name) {
+            continue;
+        }
+        let tensor = weights.tensor(&name)?;
+        if tensor.shape != shape {
+            let error = Error::input(format!(
+                "has the dimensions {:?}, where the configuration asks for {shape:?}",
+                tensor.shape
+            ))
+            .tensor(name)
+            .remedy("check that config.json and the weights belong to the same model");
+            return Err(weights.origin().into_iter().fold(error, Error::file));
+        }
+        parameters.insert(name, tensor, device);
+    }
+    Ok(parameters)
 }
