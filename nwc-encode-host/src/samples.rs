@@ -367,20 +367,10 @@ impl<'a> Samples<'a> {
     /// As [`Subject::tokenizer`].
     pub fn texts(texts: &[&str], subject: &Subject<'_>) -> Result<Samples<'static>> {
         let tokens = subject.tokenizer()?.texts(texts)?;
-        let length = tokens.length();
-        let padding = tokens.padding_marks();
-        let mut batches = Vec::new();
-        let together = Samples::texts_together(length);
-        for first in (0..texts.len()).step_by(together) {
-            let end = (first + together).min(texts.len());
-            let range = first * length..end * length;
-            let batch = Tokens::new(tokens.ids()[range.clone()].to_vec(), length)?;
-            batches.push(match padding {
-                Some(padding) => batch.with_padding(padding[range].to_vec())?,
-                None => batch,
-            });
-        }
-        Ok(Samples { content: Content::Texts(batches), count: texts.len() })
+        let (count, together) = (tokens.texts(), Samples::texts_together(tokens.length()));
+        let part = |first: usize| tokens.part(first..(first + together).min(count));
+        let batches = (0..count).step_by(together).map(part).collect();
+        Ok(Samples { content: Content::Texts(batches), count })
     }
 
     /// Windows of a long text; the last one may be shorter.

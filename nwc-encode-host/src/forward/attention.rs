@@ -6,7 +6,7 @@ use burn::tensor::{Bool, Tensor, TensorData};
 
 use super::linear::{Linear, Taps};
 use super::norm::Norm;
-use super::rotary::{Rotary, rotate};
+use super::rotary::Rotary;
 use super::stage::TensorSpec;
 use crate::parameters::Parameters;
 
@@ -75,61 +75,67 @@ impl Attention {
         let [tokens, _] = x.dims();
         let length = tokens / batch;
         taps.inputs(&self.groups()[0], x);
-        let mut heads = |linear: &Linear, count: usize, norm: Option<&Norm>| {
+        let mut heads = |linear: &Linear, count: usize, norm: Option<&Norm>, rotary: Option<&Rotary>| {
             let y = linear.apply(parameters, x.clone(), taps);
             let dim = linear.outputs() / count;
-            let y = match norm {
-                Some(norm) => norm.apply(parameters, y.reshape([tokens * count, dim])),
-                None => y,
-            };
+            let mut y = y.reshape([tokens * count, dim]);
+            if let Some(norm) = norm {
+                y = norm.apply(parameters, y);
+            }
+            if let Some(rotary) = rotary {
+                y = rotary.turns(length, count, &x.device()).apply(y);
+            }
             y.reshape([batch, length, count, dim]).swap_dims(1, 2)
         };
-        let mut query = heads(&self.query, self.heads, self.query_norm.as_ref());
-        let mut key = heads(&self.key, self.key_heads, self.key_norm.as_ref());
-        let value = heads(&self.value, self.key_heads, None);
-        if let Some(rotary) = &self.rotary {
-            let table = rotary.table(length, &x.device());
-            query = rotate(query, &table);
-            key = rotate(key, &table);
-        }
-        let hidden = self.hidden(batch, length, padding, &x.device());
+        let rotary = self.rotary.as_ref();
+        let query = heads(&self.query, self.heads, self.query_norm.as_ref(), rotary);
+        let key = heads(&self.key, self.key_heads, self.key_norm.as_ref(), rotary);
+        let value = heads(&self.value, self.key_heads, None, None);
+        let hidden = Hidden {
+            order: self.order(length, &x.device()),
+            padding: padding.map(|padding| padding.clone().reshape([batch, 1, 1, length])),
+        };
         let sinks = self.sinks.as_ref().map(|name| parameters.get(name));
         let joined = attend(query, key, value, hidden, sinks);
         taps.inputs(&self.groups()[1], &joined);
         self.output.apply(parameters, joined, taps)
     }
 
-    /// True where a position `[batch, 1, from, to]` is not looked at; none if all are.
-    fn hidden<B: Backend>(
-        &self,
-        batch: usize,
-        length: usize,
-        padding: Option<&Tensor<B, 2, Bool>>,
-        device: &B::Device,
-    ) -> Option<Tensor<B, 4, Bool>> {
-        let shape = [batch, 1, length, length];
-        let padding = padding.map(|padding| padding.clone().reshape([batch, 1, 1, length]).expand(shape));
-        let Mask::Causal { window } = self.mask else { return padding };
+    /// What is added to the scores of each position `[1, from * to]` because of their order; none if all look at all.
+    fn order<B: Backend>(&self, length: usize, device: &B::Device) -> Option<Tensor<B, 2>> {
+        let Mask::Causal { window } = self.mask else { return None };
         let window = window.unwrap_or(length);
         let hides = |from: usize, to: usize| to > from || to + window <= from;
-        let causal: Vec<bool> =
-            (0..length).flat_map(|from| (0..length).map(move |to| hides(from, to))).collect();
-        let causal = Tensor::<B, 4, Bool>::from_data(TensorData::new(causal, [1, 1, length, length]), device);
-        let causal = causal.expand(shape);
-        Some(match padding {
-            Some(padding) => causal.bool_or(padding),
-            None => causal,
-        })
+        // Every position looks at itself, so that infinities leave something.
+        let added = |from, to| if hides(from, to) { f32::NEG_INFINITY } else { 0.0 };
+        let added: Vec<f32> =
+            (0..length).flat_map(|from| (0..length).map(move |to| added(from, to))).collect();
+        Some(Tensor::from_data(TensorData::new(added, [1, length * length]), device))
+    }
+}
+
+/// What nobody looks at.
+pub(super) struct Hidden<B: Backend> {
+    /// Added to scores, `[1, n * m]`: minus infinity where nobody looks.
+    pub(super) order: Option<Tensor<B, 2>>,
+    /// True where nobody looks, `[batch, 1, 1, m]`.
+    pub(super) padding: Option<Tensor<B, 4, Bool>>,
+}
+
+impl<B: Backend> Hidden<B> {
+    /// All look at all.
+    pub(super) fn nothing() -> Self {
+        Self { order: None, padding: None }
     }
 }
 
 /// Attention of queries `[batch, heads, n, dim]` to keys and values `[batch, key heads, m, dim]`, as `[batch * n, heads * dim]`.
-/// `hidden` `[batch, 1, n, m]` is true where nobody looks, `sinks` are `[1, heads]`.
+/// `sinks` are `[1, heads]`.
 pub(super) fn attend<B: Backend>(
     query: Tensor<B, 4>,
     key: Tensor<B, 4>,
     value: Tensor<B, 4>,
-    hidden: Option<Tensor<B, 4, Bool>>,
+    hidden: Hidden<B>,
     sinks: Option<Tensor<B, 2>>,
 ) -> Tensor<B, 2> {
     let [batch, heads, n, dim] = query.dims();
@@ -138,10 +144,15 @@ pub(super) fn attend<B: Backend>(
     let rows = heads / key_heads * n;
     let query = query * (dim as f64).sqrt().recip();
     let scores = query.reshape([batch, key_heads, rows, dim]).matmul(key.swap_dims(2, 3));
+    // Rows of all scores of a head: sums with one row are much faster than masks that have to be spread out.
+    let scores = match hidden.order {
+        Some(order) => scores.reshape([batch * heads, n * m]) + order,
+        None => scores.reshape([batch * heads, n * m]),
+    };
     let mut scores = scores.reshape([batch, heads, n, m]);
-    if let Some(hidden) = hidden {
+    if let Some(padding) = hidden.padding {
         // The least number, not minus infinity: of a row that is hidden altogether no NaN comes.
-        scores = scores.mask_fill(hidden.expand([batch, heads, n, m]), f32::MIN);
+        scores = scores.mask_fill(padding.expand([batch, heads, n, m]), f32::MIN);
     }
     let shares = match sinks {
         Some(sinks) => {

@@ -81,4 +81,9 @@ impl Stage for Block {
     fn groups(&self) -> Vec<Vec<&Linear>> {
         self.attention.groups().into_iter().chain(self.feed.groups()).collect()
     }
+
+    fn norms(&self) -> Vec<&Norm> {
+        let own = [&self.attention_norm, &self.feed_norm].into_iter();
+        own.chain(&self.attention.query_norm).chain(&self.attention.key_norm).collect()
+    }
 }

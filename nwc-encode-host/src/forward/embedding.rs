@@ -98,6 +98,11 @@ impl Stage for Embedding {
             Self::Patches(embedding) => vec![vec![&embedding.patch]],
         }
     }
+
+    fn norms(&self) -> Vec<&Norm> {
+        let (Self::Tokens(TokenEmbedding { norm, .. }) | Self::Patches(PatchEmbedding { norm, .. })) = self;
+        norm.iter().collect()
+    }
 }
 
 impl TokenEmbedding {

@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-use super::attention::attend;
+use super::attention::{Hidden, attend};
 use super::feed::{Activation, Mlp};
 use super::input::Tokens;
 use super::linear::{Linear, Taps};
@@ -185,6 +185,11 @@ impl Stage for Head {
         let probe = if let Pool::Probe(probe) = &self.pool { probe.groups() } else { Vec::new() };
         probe.into_iter().chain(self.projection.iter().map(|projection| vec![projection])).collect()
     }
+
+    fn norms(&self) -> Vec<&Norm> {
+        let probe = if let Pool::Probe(probe) = &self.pool { Some(&probe.norm) } else { None };
+        self.norm.iter().chain(probe).collect()
+    }
 }
 
 impl Probe {
@@ -212,7 +217,7 @@ impl Probe {
         taps.inputs(&[&self.key, &self.value], &x);
         let key = heads(self.key.apply(parameters, x.clone(), taps), batch);
         let value = heads(self.value.apply(parameters, x, taps), batch);
-        let joined = attend(query.expand([batch, count, one, dim]), key, value, None, None);
+        let joined = attend(query.expand([batch, count, one, dim]), key, value, Hidden::nothing(), None);
         taps.inputs(&[&self.output], &joined);
         let x = self.output.apply(parameters, joined, taps);
         x.clone() + self.mlp.forward(parameters, self.norm.apply(parameters, x), taps)

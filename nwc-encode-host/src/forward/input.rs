@@ -1,5 +1,7 @@
 //! What goes into models.
 
+use std::ops::Range;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Tensor, TensorData};
 
@@ -37,6 +39,18 @@ impl Tokens {
         Ok(Self { padding: Some(padding), ..self })
     }
 
+    /// Some of the texts, in their order.
+    ///
+    /// # Panics
+    /// If there are not so many, or none are wanted.
+    #[must_use]
+    pub fn part(&self, texts: Range<usize>) -> Self {
+        let range = texts.start * self.length..texts.end * self.length;
+        assert!(!range.is_empty(), "some texts");
+        let padding = self.padding.as_ref().map(|padding| padding[range.clone()].to_vec());
+        Self { ids: self.ids[range].to_vec(), length: self.length, padding }
+    }
+
     /// All tokens, text by text.
     pub fn ids(&self) -> &[u32] {
         &self.ids
@@ -50,11 +64,6 @@ impl Tokens {
     /// Number of texts.
     pub fn texts(&self) -> usize {
         self.ids.len() / self.length
-    }
-
-    /// Which tokens are padding, if that was said.
-    pub(crate) fn padding_marks(&self) -> Option<&[bool]> {
-        self.padding.as_deref()
     }
 
     /// Which tokens are no padding, if any is padding.

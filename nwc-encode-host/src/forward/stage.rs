@@ -3,6 +3,7 @@
 use burn::tensor::backend::Backend;
 
 use super::linear::Linear;
+use super::norm::Norm;
 use super::weights::Weights;
 use crate::parameters::Parameters;
 use crate::{Error, Result};
@@ -29,6 +30,9 @@ pub trait Stage {
 
     /// Its linear maps, in the order in which they are run; those of a group share their input.
     fn groups(&self) -> Vec<Vec<&Linear>>;
+
+    /// Its norms.
+    fn norms(&self) -> Vec<&Norm>;
 
     /// Its linear maps, in the order in which fine-tuning takes them: value, query, key, output, up, gate, down.
     fn tuning_order(&self) -> Vec<&Linear> {
