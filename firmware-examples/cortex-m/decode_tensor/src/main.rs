@@ -16,8 +16,8 @@ use defmt_semihosting as _; // where the log goes
 use half::f16;
 use heapless::{String, Vec};
 use nwc_decode_core::{
-    Checks, Chunk, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Limits, Name, RowEngine,
-    RowValue, Rows, Scratch, Table, Tables, Tensor, TileDecoder,
+    Checks, Chunk, Codec, CodedTensor, Coding, Container, Crc32, DType, Element, Error, Limits, Name,
+    RowEngine, RowValue, Rows, Scratch, Table, Tables, Tensor, TileDecoder,
 };
 
 use meter::Meter;
@@ -43,7 +43,7 @@ struct Aligned<const N: usize>([u8; N]);
 const OUTPUT: usize = 512 * 256;
 /// What the decoder takes on this device whatever it is asked for.
 const LOOKUP_BITS: u32 = 6;
-/// Memory for the model's tables.
+/// Memory for the tables of the model's largest codec.
 const SCRATCH_TABLES: usize = 18;
 const SCRATCH_WORDS: usize = 726;
 /// The same for the matrix with all lanes.
@@ -62,9 +62,11 @@ struct Totals {
     entropy: u32,
     whole: u32,
     checked: u32,
+    /// To expand the tables of all codecs.
+    expand: u32,
     /// Depth of the stack.
     stack: usize,
-    last_crc: u32,
+    expand_stack: usize,
 }
 
 impl Totals {
@@ -97,16 +99,28 @@ fn run() -> Result<(), Error> {
     let mut meter = Meter::start(peripherals.SYST);
     defmt::println!("calibration: a loop of 2000000 instructions counts {=u32}", meter.calibrate());
 
-    let Memory { output, slots, words, rows } = memory()?;
+    let Memory { output, words, rows } = memory()?;
     let (open_stack, open, container) = open(&mut meter)?;
-    let (expand_stack, expand, tables) = expand(&mut meter, &container, Scratch { tables: slots, words })?;
 
     let mut totals = Totals::default();
-    for number in 0..container.len() {
-        decode_one(&mut meter, (&container, number), &tables, (&mut *output, &mut *rows), &mut totals)?;
-        print(&container, number, &totals);
+    // Codec by codec, so that the same memory serves the tables of each.
+    for codec in 0..container.codec_count() {
+        let mut slots = [Table::EMPTY; SCRATCH_TABLES];
+        let scratch = Scratch { tables: &mut slots, words: &mut *words };
+        let tables = expand(&mut meter, &container.codec(codec)?, scratch, &mut totals)?;
+        for number in 0..container.len() {
+            if coded_with(&container, number)? == Some(codec) {
+                let crc = decode_one(&mut meter, (&container, number), &tables, (output, rows), &mut totals)?;
+                print(&container, number, crc);
+            }
+        }
     }
-    report(&totals, open, expand, [open_stack, expand_stack, totals.stack]);
+    for number in 0..container.len() {
+        if coded_with(&container, number)?.is_none() {
+            print(&container, number, check_raw(&container, number)?);
+        }
+    }
+    report(&totals, open, open_stack);
     wide(&mut meter, "scalar", &WIDE_SCALAR.0, output, rows)?;
     wide(&mut meter, "trellis8", &WIDE_TRELLIS.0, output, rows)?;
     Ok(())
@@ -115,7 +129,6 @@ fn run() -> Result<(), Error> {
 /// What lies outside the stack.
 struct Memory {
     output: &'static mut Output,
-    slots: &'static mut [Table<'static>; SCRATCH_TABLES],
     words: &'static mut [u32; SCRATCH_WORDS],
     rows: &'static mut RowValues,
 }
@@ -127,8 +140,6 @@ fn memory() -> Result<Memory, Error> {
     output.resize_default(OUTPUT).map_err(|_| Error::Output)?;
     Ok(Memory {
         output,
-        slots: cortex_m::singleton!(: [Table<'static>; SCRATCH_TABLES] = [Table::EMPTY; SCRATCH_TABLES])
-            .ok_or(Error::Scratch)?,
         words: cortex_m::singleton!(: [u32; SCRATCH_WORDS] = [0; SCRATCH_WORDS]).ok_or(Error::Scratch)?,
         rows: cortex_m::singleton!(: RowValues = Vec::new()).ok_or(Error::Output)?,
     })
@@ -143,15 +154,17 @@ fn open(meter: &mut Meter) -> Result<(usize, u32, Container<'static>), Error> {
 }
 
 #[inline(never)]
-fn expand(
+fn expand<'a>(
     meter: &mut Meter,
-    container: &Container<'static>,
-    scratch: Scratch<'static>,
-) -> Result<(usize, u32, Tables<'static>), Error> {
-    let codec = container.codec(0)?;
+    codec: &Codec<'a>,
+    scratch: Scratch<'a>,
+    totals: &mut Totals,
+) -> Result<Tables<'a>, Error> {
     let (stack, (instructions, tables)) =
-        stack::peak(|| meter.count(|| Tables::expand(&codec, LOOKUP_BITS, scratch)));
-    Ok((stack, instructions, tables?))
+        stack::peak(|| meter.count(|| Tables::expand(codec, LOOKUP_BITS, scratch)));
+    totals.expand += instructions;
+    totals.expand_stack = totals.expand_stack.max(stack);
+    tables
 }
 
 #[inline(never)]
@@ -164,7 +177,17 @@ fn coded<'a>(container: &Container<'a>, number: usize) -> Result<CodedTensor<'a>
     tensor(container, number)?.resolve(container)?.coded()
 }
 
-/// Decodes a tensor, measures it, and compares its checksum with the host's.
+/// The number of the codec that a tensor is coded with, none of one that is stored as it is.
+#[inline(never)]
+fn coded_with(container: &Container<'_>, number: usize) -> Result<Option<usize>, Error> {
+    match coded(container, number) {
+        Ok(coded) => Ok(Some(coded.codec_index())),
+        Err(Error::Coding) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Decodes a tensor, measures it, compares its checksum with the host's, and gives it.
 #[inline(never)]
 fn decode_one(
     meter: &mut Meter,
@@ -172,31 +195,25 @@ fn decode_one(
     tables: &Tables<'_>,
     (output, rows): (&mut Output, &mut RowValues),
     totals: &mut Totals,
-) -> Result<(), Error> {
-    let crc = match coded(container, number) {
-        Ok(coded) => {
-            let weights = output.get_mut(..coded.elements()).ok_or(Error::Output)?;
-            measure(meter, &coded, tables, weights, totals)?;
-            totals.engine += engine_only(meter, &coded, tables, rows)?;
-            let mut crc = Crc32::new();
-            weights.iter().for_each(|weight| weight.update_crc(&mut crc));
-            crc.value()
-        }
-        Err(Error::Coding) => raw_crc(container, number)?,
-        Err(error) => return Err(error),
-    };
-    totals.last_crc = crc;
-    compare(container, number, crc)
+) -> Result<u32, Error> {
+    let coded = coded(container, number)?;
+    let weights = output.get_mut(..coded.elements()).ok_or(Error::Output)?;
+    measure(meter, &coded, tables, weights, totals)?;
+    totals.engine += engine_only(meter, &coded, tables, rows)?;
+    let mut crc = Crc32::new();
+    weights.iter().for_each(|weight| weight.update_crc(&mut crc));
+    compare(container, number, crc.value())
 }
 
+/// The same for a tensor that is stored as it is.
 #[inline(never)]
-fn raw_crc(container: &Container<'_>, number: usize) -> Result<u32, Error> {
+fn check_raw(container: &Container<'_>, number: usize) -> Result<u32, Error> {
     let original = tensor(container, number)?.resolve(container)?;
-    Ok(Crc32::of(original.raw(Checks::SkipChecksums)?))
+    compare(container, number, Crc32::of(original.raw(Checks::SkipChecksums)?))
 }
 
 #[inline(never)]
-fn compare(container: &Container<'_>, number: usize, crc: u32) -> Result<(), Error> {
+fn compare(container: &Container<'_>, number: usize, crc: u32) -> Result<u32, Error> {
     let original = tensor(container, number)?.resolve(container)?;
     if original.coding() == Coding::Coded && original.dtype() != DType::F16 {
         return Err(Error::Coding);
@@ -205,11 +222,11 @@ fn compare(container: &Container<'_>, number: usize, crc: u32) -> Result<(), Err
         defmt::error!("tensor {=usize}: crc {=u32:08x} differs from the host's", number, crc);
         return Err(Error::ContentChecksum);
     }
-    Ok(())
+    Ok(crc)
 }
 
 #[inline(never)]
-fn print(container: &Container<'_>, number: usize, totals: &Totals) {
+fn print(container: &Container<'_>, number: usize, crc: u32) {
     let Ok(tensor) = tensor(container, number) else { return };
     let coded = if matches!(tensor.coding(), Coding::Raw) { "raw" } else { "coded" };
     let name = text(&tensor.name());
@@ -219,7 +236,7 @@ fn print(container: &Container<'_>, number: usize, totals: &Totals) {
         &name,
         coded,
         tensor.elements(),
-        totals.last_crc
+        crc
     );
 }
 
@@ -260,8 +277,8 @@ fn wide(
     let mut memory = [Table::EMPTY; WIDE_TABLES];
     let mut words = [0; WIDE_WORDS];
     let scratch = Scratch { tables: &mut memory, words: &mut words };
-    let tables = Tables::expand(&container.codec(0)?, LOOKUP_BITS, scratch)?;
     let coded = coded(&container, 0)?;
+    let tables = Tables::expand(&container.codec(coded.codec_index())?, LOOKUP_BITS, scratch)?;
     let weights = output.get_mut(..coded.elements()).ok_or(Error::Output)?;
     let mut totals = Totals::default();
     measure(meter, &coded, &tables, weights, &mut totals)?;
@@ -341,25 +358,25 @@ fn text(name: &Name<'_>) -> String<96> {
 }
 
 #[inline(never)]
-fn report(totals: &Totals, open: u32, expand: u32, [open_stack, expand_stack, decode_stack]: [usize; 3]) {
+fn report(totals: &Totals, open: u32, open_stack: usize) {
     defmt::println!("weights: {=u32}", totals.weights);
     defmt::println!("instructions: open and check the directory {=u32}", open);
-    defmt::println!("instructions: expand the tables {=u32}", expand);
+    defmt::println!("instructions: expand the tables {=u32}", totals.expand);
     defmt::println!("instructions a weight: range decoder alone {=f32}", totals.a_weight(totals.engine));
     defmt::println!("instructions a weight: with side information {=f32}", totals.a_weight(totals.entropy));
     defmt::println!("instructions a weight: whole decode to f16 {=f32}", totals.a_weight(totals.whole));
     defmt::println!("instructions a weight: with all checksums {=f32}", totals.a_weight(totals.checked));
 
     let scratch = size_of::<[Table<'_>; SCRATCH_TABLES]>() + SCRATCH_WORDS * size_of::<u32>();
-    let stack = open_stack.max(expand_stack).max(decode_stack);
+    let stack = open_stack.max(totals.expand_stack).max(totals.stack);
     let statics = static_ram() - size_of::<Output>() - size_of::<RowValues>();
     defmt::println!("bytes: output {=usize}", size_of::<Output>());
     defmt::println!("bytes: scratch of the tables {=usize}", scratch);
     defmt::println!("bytes: of the stack, tile decoder {=usize}", size_of::<TileDecoder<'_>>());
     defmt::println!("bytes: of the stack, chunk {=usize}", size_of::<Chunk>());
     defmt::println!("bytes: peak stack, open {=usize}", open_stack);
-    defmt::println!("bytes: peak stack, expand {=usize}", expand_stack);
-    defmt::println!("bytes: peak stack, decode {=usize}", decode_stack);
+    defmt::println!("bytes: peak stack, expand {=usize}", totals.expand_stack);
+    defmt::println!("bytes: peak stack, decode {=usize}", totals.stack);
     defmt::println!("bytes: static RAM without the output {=usize}", statics);
     defmt::println!("bytes: RAM besides the output {=usize}", statics + stack);
 }
