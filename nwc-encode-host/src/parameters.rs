@@ -49,6 +49,13 @@ impl<B: Backend> Parameters<B> {
         self.tensors.insert(name, (shape, tensor));
     }
 
+    /// Those whose names `wanted` says.
+    #[must_use]
+    pub fn only(&self, wanted: impl Fn(&str) -> bool) -> Self {
+        let tensors = self.tensors.iter().filter(|(name, _)| wanted(name));
+        Self { tensors: tensors.map(|(name, tensor)| (name.clone(), tensor.clone())).collect() }
+    }
+
     /// Zeros for each of those whose names `wanted` says.
     #[must_use]
     pub fn zeros_where(&self, wanted: impl Fn(&str) -> bool) -> Self {

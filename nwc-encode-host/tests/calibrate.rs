@@ -828,6 +828,15 @@ mod with_models {
         assert!(fs::read(dir.path().join("a.nwc")).unwrap() == once);
         let line = line.replace("--bits 3", "--bits 4") + " --resume";
         assert!(refused(&line).contains("codec"));
+
+        let report = compress(&format!("--calib {data} --samples 64 --finetune=tower --epochs 3"));
+        assert!((2.99..=3.0).contains(&report["bits_per_weight"].as_f64().unwrap()));
+        let towers = report["finetune"].as_array().unwrap();
+        assert!(
+            towers.len() == 1 && towers[0]["name"] == "vision" && towers[0]["kept"] == true,
+            "{towers:?}"
+        );
+        assert!(fidelity() < 0.95 * coded, "{} fine-tuned, {coded} without", fidelity());
     }
 
     /// What calibration writes is what compression reads: shared matrices, experts, stacks of them either way, and those of an expert that had too few tokens.

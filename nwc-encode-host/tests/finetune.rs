@@ -15,7 +15,7 @@ use common::{assets, clip_mini, tiny};
 use nwc_decode_core::DType;
 use nwc_encode_host::compress::Quantise;
 use nwc_encode_host::evaluate::{fidelity, perplexity};
-use nwc_encode_host::finetune::{Job, Origin, Settings, Tuned, Work, passes};
+use nwc_encode_host::finetune::{Job, Origin, Scope, Settings, Tuned, Work, passes};
 use nwc_encode_host::forward::{Batches, Forward, Overlay, Role, Stage, Tokens, Weights};
 use nwc_encode_host::model::Model;
 use nwc_encode_host::model::write::FolderWriter;
@@ -43,6 +43,18 @@ impl Uniform {
         let coded = linears.filter(|linear| linear.role != Role::Router);
         let rows = coded.map(|linear| (linear.tensor.clone(), *linear.shape.last().unwrap())).collect();
         Self { part, rows, calls: AtomicUsize::new(0) }
+    }
+
+    /// Codes embeddings and heads too.
+    fn whole(model: &Forward, part: f64) -> Self {
+        let mut all = Self::new(model, part);
+        for tower in &model.towers {
+            let mut tensors = tower.embedding.tensors();
+            tensors.extend(tower.head.tensors());
+            let matrices = tensors.into_iter().filter(|spec| spec.shape.len() > 1);
+            all.rows.extend(matrices.map(|spec| (spec.name, *spec.shape.last().unwrap())));
+        }
+        all
     }
 }
 
@@ -114,6 +126,124 @@ fn tuned(folder: &Path, part: f64, settings: &Settings) -> Result<Tuned> {
     })
 }
 
+/// Fine-tunes the towers of a model, whose tensors are all coded, on random inputs.
+fn tuned_towers(subject: &Subject<'_>, settings: &Settings) -> Result<Tuned> {
+    let quantise = Uniform::whole(&subject.forward, TWO_BITS);
+    tune(subject, &inputs(subject, 48)?, &quantise, settings, None, &Silent)
+}
+
+fn tower_settings() -> Settings {
+    Settings { epochs: 2, batch: 8, learning_rate: 1e-3, ..Settings::tower() }
+}
+
+#[test]
+fn towers_come_closer_to_the_original() -> TestResult {
+    for folder in
+        [tiny("llama-scaled"), tiny("mixtral"), tiny("gpt-oss"), tiny("siglip"), tiny("bert"), clip_mini()]
+    {
+        with_subject(&folder, |subject| {
+            let tuned = tuned_towers(subject, &tower_settings())?;
+            let towers = subject.forward.towers.iter();
+            assert!(
+                towers.clone().map(|tower| tower.name).eq(tuned.report.iter().map(|report| &report.name))
+            );
+            for report in &tuned.report {
+                println!("{} {} {:.5} -> {:.5}", folder.display(), report.name, report.before, report.after);
+                assert!(report.kept && report.after < 0.95 * report.before, "{report:?}");
+            }
+            // All that is coded, of which the first is as it was, and what is coded last of each tower.
+            let mut coded = Uniform::whole(&subject.forward, 1.0).rows;
+            // It is no linear map: it stays as it is.
+            coded.retain(|name, _| !name.ends_with(".probe"));
+            assert!(coded.keys().all(|name| tuned.tensors.contains_key(name)));
+            for tower in towers {
+                let first = &tower.embedding.tensors()[0].name;
+                assert!(tuned.tensors[first] == subject.weights.tensor(first)?);
+                let mut last = tower.head.projection.iter().collect::<Vec<_>>();
+                let tied = last.iter().any(|linear| linear.tensor == *first);
+                if last.is_empty() || tied {
+                    last = tower.blocks.last().unwrap().tuning_order();
+                    last.retain(|linear| linear.role == Role::Down);
+                }
+                if tower.name == "vision" && subject.forward.model_type == "siglip" {
+                    // Of the pooling head.
+                    last = tower.head.groups().pop().unwrap();
+                }
+                assert!(last.iter().all(|linear| tuned.last.contains(&linear.tensor)), "{:?}", tuned.last);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The divergence that the report speaks of, counted in another way, for all sequences: logits of the whole model, coded as a decoder gives it.
+#[test]
+fn a_tuned_tower_predicts_what_the_original_does() -> TestResult {
+    with_subject(&tiny("llama-scaled"), |subject| {
+        let tuned = tuned_towers(subject, &tower_settings())?;
+        let quantise = Uniform::whole(&subject.forward, TWO_BITS);
+        let samples = &inputs(subject, 48)?[0].1;
+        let tokens = Batches::<Flex>::tokens(samples, 0).unwrap();
+        let shares = |weights: &dyn Weights| -> Result<Vec<f64>> {
+            let device = Device::<Flex>::default();
+            let logits = subject.forward.load::<Flex>(weights, &device)?.logits(tokens.clone())?;
+            let [.., vocabulary] = logits.dims();
+            let logits = nwc_encode_host::parameters::values(&logits);
+            let row = |row: &[f32]| {
+                let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+                row.iter().map(|&x| f64::from(x).exp() / sum).collect::<Vec<f64>>()
+            };
+            Ok(logits.chunks(vocabulary).flat_map(row).collect())
+        };
+        let original = shares(subject.weights)?;
+        let divergence = |tensors: &HashMap<String, HostTensor>| -> Result<f64> {
+            let shares = shares(&coded(subject, &quantise, tensors)?)?;
+            let sum: f64 = original.iter().zip(&shares).map(|(p, q)| p * (p / q).ln()).sum();
+            Ok(sum / tokens.ids().len() as f64)
+        };
+        let (untuned, after) = (divergence(&HashMap::new())?, divergence(&tuned.tensors)?);
+        let report = &tuned.report[0];
+        println!("{untuned} {after} {report:?}");
+        assert!((untuned / report.before - 1.0).abs() < 0.2, "{untuned} {report:?}");
+        assert!(after < 0.9 * untuned, "{after} {untuned}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+#[test]
+fn an_interrupted_tower_goes_on_to_the_same_end() -> TestResult {
+    let dir = tempfile::tempdir()?;
+    let settings = Settings { epochs: 1, ..tower_settings() };
+    with_subject(&tiny("llama-scaled"), |subject| {
+        let quantise = Uniform::whole(&subject.forward, TWO_BITS);
+        let inputs = inputs(subject, 24)?;
+        let run = |resume, progress: &dyn Progress| {
+            let work = work(dir.path(), resume);
+            tune(subject, &inputs, &quantise, &settings, Some(&work), progress)
+        };
+        let names = || -> Vec<String> {
+            let entries = std::fs::read_dir(dir.path()).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        };
+        let whole = tune(subject, &inputs, &quantise, &settings, None, &Silent)?;
+        // After the embedding, and four steps of the first block, in the second one.
+        let stops = Counter { most: Some(6), ..Counter::default() };
+        assert_eq!(run(false, &stops).unwrap_err().kind, ErrorKind::Interrupted);
+        assert_eq!(names(), ["decoder.stage-1.safetensors"]);
+        let counter = Counter::default();
+        same(&whole, &run(true, &counter)?);
+        assert_eq!(counter.done.load(Ordering::SeqCst), counter.total.load(Ordering::SeqCst));
+        assert_eq!(names(), ["decoder.safetensors"]);
+        quantise.calls.store(0, Ordering::Relaxed);
+        same(&whole, &run(true, &Silent)?);
+        assert_eq!(quantise.calls.load(Ordering::Relaxed), 0);
+        Ok(())
+    })?;
+    Ok(())
+}
+
 #[test]
 fn errors_become_less() -> TestResult {
     for folder in
@@ -126,7 +256,7 @@ fn errors_become_less() -> TestResult {
             assert!(blocks().map(|block| &block.name).eq(tuned.report.iter().map(|report| &report.name)));
             for report in &tuned.report {
                 println!(
-                    "{} {:.4} -> {:.4} of {:.4}",
+                    "{} {:.4} -> {:.4} of {:.4?}",
                     report.name, report.before, report.after, report.signal
                 );
                 assert!(report.kept && report.after < 0.97 * report.before, "{report:?}");
@@ -223,6 +353,9 @@ fn harmful_training_changes_nothing() -> TestResult {
             assert!(!report.kept && report.after >= report.before, "{report:?}");
         }
         assert!(tuned.tensors.is_empty());
+        let settings = Settings { learning_rate, epochs: 1, ..tower_settings() };
+        let tuned = with_subject(&tiny("llama-scaled"), |subject| tuned_towers(subject, &settings))?;
+        assert!(!tuned.report[0].kept && tuned.tensors.is_empty(), "{tuned:?}");
     }
     Ok(())
 }
@@ -274,7 +407,7 @@ fn work(folder: &Path, resume: bool) -> Work {
 }
 
 fn same(a: &Tuned, b: &Tuned) {
-    assert!(a.tensors == b.tensors);
+    assert!(a.tensors == b.tensors && a.last == b.last);
     let errors = |tuned: &Tuned| -> Vec<(String, f64, f64, bool)> {
         tuned.report.iter().map(|r| (r.name.clone(), r.before, r.after, r.kept)).collect()
     };
@@ -392,7 +525,7 @@ fn what_cannot_be_tuned_is_said() -> TestResult {
     Ok(())
 }
 
-/// Prints errors of blocks before and after, and what they do to the model, for some settings: what the defaults rest on.
+/// Prints errors before and after, and what they do to the model, for some settings: what the defaults rest on.
 #[test]
 #[ignore = "takes minutes; run it with --release -- --ignored --nocapture"]
 fn learning_rates() -> TestResult {
@@ -405,19 +538,22 @@ fn learning_rates() -> TestResult {
         let is_language = !["clip", "siglip"].iter().any(|kind| model.starts_with(kind));
         let data = |name: &str| Data::open(&assets.join("data").join(name));
         let (calibration, test) = if is_language {
-            (data("lm-calib.txt")?, data("wikitext2-test-tokens.safetensors")?)
+            (data(&text("NWC_TEXT", "lm-calib.txt"))?, data("wikitext2-test-tokens.safetensors")?)
         } else {
             (data("cifar10-calib.safetensors")?, data("cifar10-test-200.safetensors")?)
         };
         with_subject(&assets.join("models").join(model), |subject| {
             for samples in numbers("NWC_SAMPLES", "64") {
-                let length = is_language.then_some(256);
+                let length = is_language.then_some(numbers("NWC_LENGTH", "256")[0] as usize);
                 let limits = Limits { samples: Some(samples as usize), length };
                 for part in numbers("NWC_PARTS", "0.52,1.07") {
                     for epochs in numbers("NWC_EPOCHS", "5") {
                         for learning_rate in numbers("NWC_RATES", "1e-5,1e-4,1e-3") {
-                            let settings =
-                                Settings { epochs: epochs as usize, learning_rate, ..Settings::default() };
+                            let scope = match &text("NWC_SCOPE", "block")[..] {
+                                "tower" => Settings::tower(),
+                                _ => Settings::default(),
+                            };
+                            let settings = Settings { epochs: epochs as usize, learning_rate, ..scope };
                             measure(subject, (&calibration, &test), limits, part, &settings)?;
                         }
                     }
@@ -436,7 +572,10 @@ fn measure(
     part: f64,
     settings: &Settings,
 ) -> Result<()> {
-    let quantise = Uniform::new(&subject.forward, part);
+    let quantise = match settings.scope {
+        Scope::Block => Uniform::new(&subject.forward, part),
+        Scope::Tower => Uniform::whole(&subject.forward, part),
+    };
     let mut inputs = Vec::new();
     for tower in &subject.forward.towers {
         let samples = Samples::new(subject, tower, calibration, limits)?;
@@ -447,14 +586,15 @@ fn measure(
     let ratios: Vec<f64> = reports().map(|report| report.after / report.before).collect();
     let mean = (ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64).exp();
     println!(
-        "{} samples {:?} part {part} epochs {} rate {:.0e}: ratio {mean:.4}, of blocks {:.3?}, before to signal {:.3?}, {:.1} s a block, \
+        "{} {:?} samples {:?} part {part} epochs {} rate {:.0e}: ratio {mean:.4}, of each {:.3?}, before to signal {:.3?}, {:.1} s each, \
          untuned {}, tuned {}",
         subject.path.file_name().unwrap_or_default().display(),
+        settings.scope,
         limits.samples,
         settings.epochs,
         settings.learning_rate,
         ratios,
-        reports().map(|report| report.before / report.signal).collect::<Vec<f64>>(),
+        reports().map(|report| report.before / report.signal.unwrap_or(f64::NAN)).collect::<Vec<f64>>(),
         reports().map(|report| report.seconds).sum::<f64>() / ratios.len() as f64,
         quality(subject, &coded(subject, &quantise, &HashMap::new())?, test)?,
         quality(subject, &coded(subject, &quantise, &tuned.tensors)?, test)?,

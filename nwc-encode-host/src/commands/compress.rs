@@ -72,9 +72,12 @@ pub struct CalibrationArgs {
     /// Calibrate with these data first, and let steps and feedback follow that: a text, token ids or images with captions, as for `calibrate`; needs the feature `models`
     #[arg(long, value_name = "DATA", conflicts_with = "hessians")]
     pub calib: Option<PathBuf>,
-    /// Fine-tune each block while it is coded, with the data of --calib
-    #[arg(long, requires = "calib")]
-    pub finetune: bool,
+    /// Fine-tune the model while it is coded, with the data of --calib
+    #[arg(long, requires = "calib", value_name = "SCOPE", num_args = 0..=1, require_equals = true, default_missing_value = "block")]
+    pub finetune: Option<FineTuneScope>,
+    /// Passes over the data of --calib after each step of fine-tuning; 5 for blocks and 1 for towers by default
+    #[arg(long, requires = "finetune", value_name = "N")]
+    pub epochs: Option<usize>,
     /// Sequences or images of --calib; all by default
     #[arg(long, value_name = "N", requires = "calib")]
     pub samples: Option<usize>,
@@ -87,6 +90,15 @@ pub struct CalibrationArgs {
     /// Go on from what is in the work directory
     #[arg(long, requires = "work_dir")]
     pub resume: bool,
+}
+
+/// What is fine-tuned together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FineTuneScope {
+    /// Each block for itself, on its output: for models of any size, by any number of processes
+    Block,
+    /// Each tower (a language model is one), on the model's outputs: better, for models whose training fits into memory
+    Tower,
 }
 
 /// How weights are coded, whatever the rate.
@@ -358,12 +370,22 @@ mod calibrated {
     use serde_json::{Value, json};
     use tempfile::TempDir;
 
-    use super::{CompressArgs, Error, Progress, Result, Tuner};
+    use super::{CompressArgs, Error, FineTuneScope, Progress, Result, Tuner};
     use crate::atomic::AtomicFile;
     use crate::calibrate::{Settings, Work, calibrate};
     use crate::commands::check_limits;
-    use crate::finetune::FineTuning;
+    use crate::finetune::{self, FineTuning};
     use crate::subject::with_subject;
+
+    impl FineTuneScope {
+        fn settings(self, epochs: Option<usize>) -> finetune::Settings {
+            let settings = match self {
+                Self::Block => finetune::Settings::default(),
+                Self::Tower => finetune::Settings::tower(),
+            };
+            finetune::Settings { epochs: epochs.unwrap_or(settings.epochs), ..settings }
+        }
+    }
 
     /// What the data of `--calib` gave, and what they are still to be used for.
     pub(super) struct Calibration<'a> {
@@ -400,11 +422,11 @@ mod calibrated {
             let output = AtomicFile::create(&hessians, args.calibration.resume || args.force)?;
             let settings = Settings { limits, diagonal: false, outputs: true };
             with_subject(&args.model, |subject| calibrate(subject, data, settings, &work, output, progress))?;
-            let tuning = args.calibration.finetune.then(|| FineTuning {
+            let tuning = args.calibration.finetune.map(|scope| FineTuning {
                 model: &args.model,
                 data,
                 limits,
-                settings: crate::finetune::Settings::default(),
+                settings: scope.settings(args.calibration.epochs),
                 work: args
                     .calibration
                     .work_dir
@@ -424,7 +446,7 @@ mod calibrated {
             self.tuning.as_ref().map(|tuning| tuning as &dyn Tuner)
         }
 
-        /// What became of the blocks; null if none was fine-tuned.
+        /// What became of the blocks or towers; null if none was fine-tuned.
         pub(super) fn blocks(&self) -> Value {
             let Some(tuning) = &self.tuning else { return Value::Null };
             json!(*tuning.report.lock().expect("nobody panics with it"))

@@ -69,6 +69,10 @@ fn is_option(word: &OsStr, name: &str) -> bool {
 fn option(known: &Arg, name: &str, value: &Value) -> Result<Option<OsString>> {
     let said = match (known.get_action().takes_values(), value) {
         (false, Value::Boolean(on)) => on.then(|| format!("--{name}")),
+        // An option that may go without its value.
+        (true, Value::Boolean(on)) if known.get_num_args().is_some_and(|count| count.min_values() == 0) => {
+            on.then(|| format!("--{name}"))
+        }
         (true, Value::String(text)) => Some(format!("--{name}={text}")),
         (true, Value::Integer(number)) => Some(format!("--{name}={number}")),
         (true, Value::Float(number)) => Some(format!("--{name}={number}")),
@@ -92,7 +96,8 @@ mod tests {
         let switch = |name| Arg::new(name).long(name).action(ArgAction::SetTrue);
         let command = Command::new("compress")
             .args(["bits", "size", "codec", "bits-for"].map(|name| Arg::new(name).long(name)))
-            .args(["finetune", "force"].map(switch));
+            .args(["verbose", "force"].map(switch))
+            .arg(Arg::new("finetune").long("finetune").num_args(0..=1).require_equals(true));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("recipe.toml");
         let path_text = path.to_str().unwrap();
@@ -103,14 +108,19 @@ mod tests {
             let words: Vec<&str> = line.iter().map(|word| word.to_str().unwrap()).collect();
             Ok::<_, Error>(words.join(" ").replace(path_text, "FILE"))
         };
-        let recipe = "bits = 3.5\ncodec = 'a b'\nfinetune = true\nforce = false\nbits-for = ['q=4', 'k=5']\n";
-        let all = "--bits=3.5 --bits-for=q=4 --bits-for=k=5 --codec=a b --finetune";
+        let recipe = "bits = 3.5\ncodec = 'a b'\nfinetune = true\nforce = false\nverbose = true\nbits-for = ['q=4', 'k=5']\n";
+        let all = "--bits=3.5 --bits-for=q=4 --bits-for=k=5 --codec=a b --finetune --verbose";
         assert_eq!(
             expanded(recipe, "nwc compress m --recipe FILE -o a").unwrap(),
             format!("nwc compress m --recipe FILE {all} -o a")
         );
-        let some = "nwc compress --recipe=FILE --bits-for=q=4 --bits-for=k=5 --finetune --codec c --size=7";
+        let some = "nwc compress --recipe=FILE --bits-for=q=4 --bits-for=k=5 --finetune --verbose --codec c --size=7";
         assert_eq!(expanded(recipe, "nwc compress --recipe=FILE --codec c --size=7").unwrap(), some);
+        assert_eq!(
+            expanded("finetune = 'tower'", "nwc --recipe FILE").unwrap(),
+            "nwc --recipe FILE --finetune=tower"
+        );
+        assert_eq!(expanded("finetune = false", "nwc --recipe FILE").unwrap(), "nwc --recipe FILE");
         assert_eq!(expanded("nonsense", "nwc compress m").unwrap(), "nwc compress m");
         for (text, problem) in [
             ("bits 4", "line 1"),

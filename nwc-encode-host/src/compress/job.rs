@@ -10,8 +10,10 @@ use tempfile::SpooledTempFile;
 use super::encode::{COLUMN_CLASS, COLUMN_SCALE, Encoder, ROW_CLASS, ROW_SCALE, TensorCoder, Worker};
 use super::ldlq::{Factor, Factors, Feedback};
 use super::pins::{AIM, Hunt, Hunts, Pinned, RATE_STEPS, Steps, Taken};
+
 use super::plan::{ClassSpacing, OCTAVE, TensorPlan, Trial, WantedSteps};
 use super::rate::{Estimate, SAMPLE_WEIGHTS, Sample, TensorSample};
+use super::tune::TunedWeights;
 use super::{Fate, LdlqReport, Pin, RATE_WINDOW, Settings, Target, View};
 use crate::coding::table::Tally;
 use crate::coding::transform::Transform;
@@ -32,7 +34,7 @@ const PARTS: usize = 64;
 const TRANSFORMS_BITS: f64 = 8192.0;
 /// Octaves by which a tensor's steps may be coarser or finer than the model's on average because of how much its outputs matter. How much errors matter is told by small ones,
 /// and a tensor that is coded coarsely has none of those.
-const COARSER: f64 = 0.5;
+const COARSER: f64 = 1.0;
 const FINER: f64 = 2.0;
 /// Bytes of streams that are kept in memory before they go to a temporary file.
 const SPOOL_BYTES: usize = 64 << 20;
@@ -43,8 +45,8 @@ const MAX_MOVED: i32 = 256;
 /// Streams of some tiles, what those with feedback lost by the index of their tensor, and the symbols in them by codec.
 type Part = (Vec<Vec<u8>>, Vec<(usize, f64)>, Vec<Tally>);
 
-/// Weights by the index of their tensor.
-type Tuned = HashMap<usize, Vec<f32>>;
+/// Weights of coded tensors by their index.
+type Tuned = HashMap<usize, TunedWeights>;
 
 /// One model being compressed.
 pub(super) struct Job<'a> {
@@ -192,7 +194,7 @@ impl Job<'_> {
 
     fn load(&self, index: usize) -> Vec<f32> {
         if let Some(tuned) = self.tuned.get(&index) {
-            return tuned.clone();
+            return tuned.values.clone();
         }
         to_f32(self.source.tensor(index).dtype, self.source.bytes(index))
     }
@@ -528,29 +530,33 @@ impl Job<'_> {
     }
 
     /// Weights that a tuner found: of coded tensors, and of those that are stored as they are.
-    pub(super) fn sort_tuned(&self, found: HashMap<String, Vec<f32>>) -> Result<(Tuned, Tuned)> {
+    pub(super) fn sort_tuned(
+        &self,
+        found: HashMap<String, TunedWeights>,
+    ) -> Result<(Tuned, HashMap<usize, Vec<f32>>)> {
         let (mut coded, mut stored) = (HashMap::new(), HashMap::new());
-        for (name, values) in found {
+        for (name, tuned) in found {
             let index = (0..self.source.len()).find(|&index| self.source.tensor(index).name == name);
             let shape = index.map(|index| self.source.tensor(index).shape.iter().product::<usize>());
-            let Some(index) = index.filter(|_| shape == Some(values.len())) else {
+            let Some(index) = index.filter(|_| shape == Some(tuned.values.len())) else {
                 return Err(Error::input("was tuned, but there is none of its name and size").tensor(name));
             };
             match self.fates[index] {
-                Fate::Code(_) => coded.insert(index, values),
-                Fate::Raw => stored.insert(index, values),
+                Fate::Code(_) => drop(coded.insert(index, tuned)),
+                Fate::Raw => drop(stored.insert(index, tuned.values)),
                 Fate::Alias(_) => return Err(Error::input("was tuned, but is another's alias").tensor(name)),
-            };
+            }
         }
         Ok((coded, stored))
     }
 
-    /// Codes tuned weights as they were tuned for, at the same steps. What they now take more or less is made good by the others' steps.
+    /// Codes weights that are bound to their steps at those. What they now take more or less is made good by the others' steps.
     pub(super) fn code_tuned(&self, planned: &mut Planned, met: Met) -> Result<Met> {
         let Met { mut steps, mut estimates, .. } = met;
         let weights = planned.weights as f64;
         let (limit, per_bit) = (self.limit(weights), weights / 8.0);
-        let is_other = |index: usize| !self.tuned.contains_key(&index) && self.pin_of(index).is_none();
+        let is_bound = |index: usize| self.tuned.get(&index).is_some_and(|tuned| tuned.bound);
+        let is_other = |index: usize| !is_bound(index) && self.pin_of(index).is_none();
         let others = planned.plans.iter().filter(|(index, _)| is_other(*index));
         let others: usize = others.map(|(_, plan)| plan.view.elements()).sum();
         let move_others = |planned: &mut Planned, more: i32| {

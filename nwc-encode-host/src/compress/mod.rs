@@ -22,7 +22,7 @@ pub use encode::quantiser;
 pub(crate) use finish::{squared_error, weighted_nmse};
 pub use pins::Pin;
 pub(crate) use plan::WantedSteps;
-pub use tune::{Quantise, Tuner};
+pub use tune::{Quantise, TunedWeights, Tuner};
 pub use view::{Selection, View};
 
 use crate::coding::search::Quantiser;

@@ -24,13 +24,23 @@ pub trait Quantise: Sync {
     fn fingerprint(&self) -> u32;
 }
 
+/// Weights that a tuner found for a tensor, in the tensor's own order: as they are to be coded, or stored if the tensor is not coded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TunedWeights {
+    /// They.
+    pub values: Vec<f32>,
+    /// Whether they are to be coded at just the steps that the tuner saw, because other weights make good what is lost there. The rate is
+    /// met with the steps of the others.
+    pub bound: bool,
+}
+
 /// Finds better weights.
 pub trait Tuner: Sync {
-    /// New weights of some tensors by name, in their own order: coded tensors as they are to be coded, others as they are to be stored.
+    /// New weights of some tensors, by name.
     ///
     /// # Errors
     /// Whatever keeps it from finding any.
-    fn tune(&self, codec: &dyn Quantise) -> Result<HashMap<String, Vec<f32>>>;
+    fn tune(&self, codec: &dyn Quantise) -> Result<HashMap<String, TunedWeights>>;
 }
 
 /// A job at its rate.
@@ -130,13 +140,14 @@ mod tests {
     }
 
     impl Tuner for Twice {
-        fn tune(&self, codec: &dyn Quantise) -> Result<HashMap<String, Vec<f32>>> {
+        fn tune(&self, codec: &dyn Quantise) -> Result<HashMap<String, TunedWeights>> {
             assert!(codec.is_coded("linear") && !codec.is_coded("norm") && !codec.is_coded("none"));
             assert!(codec.quantise("norm", &[1.0]).is_err() && codec.quantise("linear", &[1.0]).is_err());
             assert_eq!(codec.fingerprint(), codec.fingerprint());
             *self.expected.lock().unwrap() = codec.quantise("linear", &self.weights)?;
-            let norm = vec![3.0; 64];
-            Ok(HashMap::from([("linear".to_owned(), self.weights.clone()), ("norm".to_owned(), norm)]))
+            let linear = TunedWeights { values: self.weights.clone(), bound: true };
+            let norm = TunedWeights { values: vec![3.0; 64], bound: false };
+            Ok(HashMap::from([("linear".to_owned(), linear), ("norm".to_owned(), norm)]))
         }
     }
 

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::states::{Batch, Sequences};
-use super::{BlockReport, Quantise, Settings, States};
+use super::{Quantise, Report, Settings, States};
 use crate::adam::Adam;
 use crate::forward::{Block, Linear, NoTaps, Role, Stage, Weights};
 use crate::parameters::{HostTensor, Parameters, values};
@@ -23,10 +23,10 @@ use crate::{Error, Result};
 const SLOWER: f64 = 0.3;
 
 /// What is coded together, step by step: tensors by name.
-fn steps(block: &Block, quantise: &dyn Quantise) -> Vec<Vec<String>> {
+fn steps(stage: &dyn Stage, quantise: &dyn Quantise) -> Vec<Vec<String>> {
     let mut steps: Vec<(Option<Role>, Vec<String>)> = Vec::new();
     let mut seen = HashSet::new();
-    for linear in block.tuning_order() {
+    for linear in stage.tuning_order() {
         let name = &linear.tensor;
         if !quantise.is_coded(name) || !seen.insert(name.clone()) {
             continue;
@@ -40,12 +40,10 @@ fn steps(block: &Block, quantise: &dyn Quantise) -> Vec<Vec<String>> {
     steps.into_iter().map(|(_, names)| names).collect()
 }
 
-/// The block's norms and biases. The bias of a router that is not coded is left alone, as the router is: it decides which experts are run.
-fn norms_and_biases(block: &Block, quantise: &dyn Quantise) -> Vec<String> {
-    let norms = [&block.attention_norm, &block.feed_norm].into_iter();
-    let norms = norms.chain(&block.attention.query_norm).chain(&block.attention.key_norm);
-    let norms = norms.flat_map(|norm| std::iter::once(&norm.weight).chain(&norm.bias));
-    let linears = block.groups().concat();
+/// The norms and biases of a stage. The bias of a router that is not coded is left alone, as the router is: it decides which experts are run.
+pub(super) fn norms_and_biases(stage: &dyn Stage, quantise: &dyn Quantise) -> Vec<String> {
+    let norms = stage.norms().into_iter().flat_map(|norm| std::iter::once(&norm.weight).chain(&norm.bias));
+    let linears = stage.groups().concat();
     let trained = |linear: &&&Linear| linear.role != Role::Router || quantise.is_coded(&linear.tensor);
     let biases = linears.iter().filter(trained).filter_map(|linear| linear.bias.as_ref());
     let mut names: Vec<String> = norms.chain(biases).cloned().collect();
@@ -72,7 +70,7 @@ pub fn tune_block<B: AutodiffBackend>(
     settings: &Settings,
     progress: &dyn Progress,
     device: &B::Device,
-) -> Result<(HashMap<String, HostTensor>, BlockReport)> {
+) -> Result<(HashMap<String, HostTensor>, Report)> {
     let started = Instant::now();
     let first: Parameters<B::InnerBackend> = block.load(original, device)?;
     let mut types = BTreeMap::new();
@@ -127,11 +125,11 @@ pub fn tune_block<B: AutodiffBackend>(
     }
     let signal = tuning.signal();
     let seconds = started.elapsed().as_secs_f64();
-    Ok((tensors, BlockReport { name: block.name.clone(), before, after, signal, kept, seconds }))
+    Ok((tensors, Report { name: block.name.clone(), before, after, signal: Some(signal), kept, seconds }))
 }
 
 /// Puts what a decoder makes of tensors in their place.
-fn code<B: Backend>(
+pub(super) fn code<B: Backend>(
     parameters: &mut Parameters<B>,
     names: &[String],
     quantise: &dyn Quantise,
@@ -204,6 +202,11 @@ impl<I: Backend> Tuning<'_, I> {
         Ok((best.1, best.0 < first))
     }
 
+    /// Norms and biases as they will be stored.
+    fn rounded(&self, parameters: &Parameters<I>) -> Parameters<I> {
+        rounded(parameters, self.types.iter().map(|(name, dtype)| (name, *dtype)), self.device)
+    }
+
     /// The mean squared error of the block's output over what is held out.
     fn error(&self, parameters: &Parameters<I>) -> Result<f64> {
         self.mean(|batch| {
@@ -228,19 +231,23 @@ impl<I: Backend> Tuning<'_, I> {
         }
         Ok(sum / count.max(1) as f64)
     }
+}
 
-    /// Norms and biases as they will be stored.
-    fn rounded(&self, parameters: &Parameters<I>) -> Parameters<I> {
-        let mut rounded = parameters.clone();
-        for (name, dtype) in &self.types {
-            let HostTensor { shape, mut values } = parameters.host(name);
-            match dtype {
-                DType::F16 => values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
-                DType::BF16 => values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
-                _ => continue,
-            }
-            rounded.insert(name.clone(), HostTensor { shape, values }, self.device);
+/// Parameters, those that are stored in these types as they will be stored.
+pub(super) fn rounded<'n, B: Backend>(
+    parameters: &Parameters<B>,
+    types: impl Iterator<Item = (&'n String, DType)>,
+    device: &B::Device,
+) -> Parameters<B> {
+    let mut rounded = parameters.clone();
+    for (name, dtype) in types {
+        let HostTensor { shape, mut values } = parameters.host(name);
+        match dtype {
+            DType::F16 => values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+            DType::BF16 => values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+            _ => continue,
         }
-        rounded
+        rounded.insert(name.clone(), HostTensor { shape, values }, device);
     }
+    rounded
 }

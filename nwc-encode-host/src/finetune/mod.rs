@@ -1,28 +1,32 @@
-//! Fine-tuning of blocks while they are coded (arXiv 2510.11234): what coding one linear map breaks, those that are not coded yet and
+//! Fine-tuning of models while they are coded (arXiv 2510.11234): what coding one linear map breaks, those that are not coded yet and
 //! the norms and biases make good.
 //!
-//! Blocks are independent of each other: what goes into each, and what should come out, are the original model's hidden states. In a block
+//! **Blocks** are independent of each other: what goes into each, and what should come out, are the original model's hidden states. In a block
 //! one linear map after the other is coded, in [`Stage::tuning_order`](crate::forward::Stage::tuning_order); those of all experts with one
 //! role are coded together. From then on it is what a decoder makes of it, and the linear maps that are not coded yet, norms and biases are
 //! trained on the mean squared error of the block's output; after the last one norms and biases alone. Tensors that are neither coded nor
-//! norms or biases, such as a router, stay as they are.
+//! norms or biases, such as a router, stay as they are. A part of the sequences is held out. Its error says after each pass which
+//! parameters are kept, and in the end whether the block is: if it is not below that of coding the block untuned, nothing of it is changed.
 //!
-//! A part of the sequences is held out. Its error says after each pass which parameters are kept, and in the end whether the block is:
-//! if it is not below that of coding the block untuned, nothing of it is changed.
+//! **Towers** are coded from the embedding to the head, linear maps that have the same inputs together. What goes into a block is what the coded
+//! part before it puts out. All of the tower that is not coded yet is trained on what the tower is for: the divergence of its predictions
+//! from the original's, or the distance of its embeddings. At low rates this is worth far more than the same for blocks, and it takes the
+//! memory to train the tower. The held-out sequences say in the end whether the tower is kept.
 
 mod block;
 mod model;
 mod states;
+mod tower;
 mod work;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use serde::{Deserialize, Serialize};
 
 use crate::compress::Quantise;
-use crate::forward::{Batches, Block, Forward, Linear, Stream, Taps, Tower, Watch, Weights};
+use crate::forward::{Batches, Forward, Linear, Stage, Stream, Taps, Tower, Watch, Weights};
 use crate::parameters::HostTensor;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -30,15 +34,28 @@ use crate::{Error, Result};
 pub use block::{passes, tune_block};
 pub use model::FineTuning;
 pub use states::States;
+use tower::TowerJob;
 use work::{Open, Turn};
 pub use work::{Origin, STALE_AFTER, Work};
 
-/// How blocks are fine-tuned.
+/// What is fine-tuned together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Each block for itself: for models of any size, by any number of processes.
+    Block,
+    /// Each tower: better, for models whose training fits into memory.
+    Tower,
+}
+
+/// How models are fine-tuned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
+    /// What is fine-tuned together.
+    pub scope: Scope,
     /// Passes over the sequences that are trained on, after each step of coding.
     pub epochs: usize,
-    /// Sequences of an update.
+    /// Sequences of an update. Those of towers are among those that are run at once, about 2,048 tokens or 64 images.
     pub batch: usize,
     /// Peak learning rate of Adam.
     pub learning_rate: f64,
@@ -54,11 +71,16 @@ pub struct Settings {
 /// weights, of which none was measured, the paper took 3e-6.
 impl Default for Settings {
     fn default() -> Self {
-        Self { epochs: 5, batch: 4, learning_rate: 5e-4, held_out: 0.125, seed: 0 }
+        Self { scope: Scope::Block, epochs: 5, batch: 4, learning_rate: 5e-4, held_out: 0.125, seed: 0 }
     }
 }
 
 impl Settings {
+    /// For towers: rates from 1e-4 to 3e-4 do alike, 1e-3 does harm; more epochs do good (`benches/results/finetune.json`).
+    pub fn tower() -> Self {
+        Self { scope: Scope::Tower, epochs: 1, batch: 32, learning_rate: 2.5e-4, ..Self::default() }
+    }
+
     /// Checks them.
     ///
     /// # Errors
@@ -79,17 +101,19 @@ impl Settings {
     }
 }
 
-/// What became of a block.
+/// What became of a block, or of a tower.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BlockReport {
-    /// What the names of its tensors begin with.
+pub struct Report {
+    /// What the names of a block's tensors begin with; what the tower is called.
     pub name: String,
-    /// Mean squared error of the block's output over the held-out sequences, coded without fine-tuning.
+    /// The error over the held-out sequences, coded without fine-tuning. Of a block it is the mean squared error of its output; of a tower the
+    /// divergence of a predicted token from the original's in nats, or the mean squared distance of embeddings of length one.
     pub before: f64,
     /// The same, fine-tuned.
     pub after: f64,
-    /// The mean square of what the block adds to its input: errors are to be held up against it.
-    pub signal: f64,
+    /// The mean square of what a block adds to its input: errors are to be held up against it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<f64>,
     /// Whether the fine-tuned weights are used.
     pub kept: bool,
     /// Time that it took.
@@ -102,8 +126,10 @@ pub struct Tuned {
     /// By name: weights that are to be coded, as they were when they were coded, in f32; norms and biases as trained, rounded to
     /// the type that they are stored in. What is not here stays as it is.
     pub tensors: HashMap<String, HostTensor>,
-    /// Each block, in the order of the model.
-    pub report: Vec<BlockReport>,
+    /// Names of tensors in which nothing makes good what is lost: those of a tower that were coded last.
+    pub last: HashSet<String>,
+    /// Each block, or tower, in the order of the model.
+    pub report: Vec<Report>,
 }
 
 /// A model that is fine-tuned.
@@ -122,36 +148,49 @@ pub struct Job<'a, B: AutodiffBackend> {
     pub device: B::Device,
 }
 
-/// Blocks that are finished: the tensors that change, and what it was good for.
-type Done = HashMap<String, (HashMap<String, HostTensor>, BlockReport)>;
+/// Blocks or towers that are finished: the tensors that change, and what it was good for.
+type Done = HashMap<String, (HashMap<String, HostTensor>, Report)>;
 
 impl<B: AutodiffBackend> Job<'_, B> {
-    /// Fine-tunes it. With `work` each block's result is a file, and several processes can share the work.
+    /// Fine-tunes it. With `work` each block's or tower's result is a file, and several processes can share the work.
     ///
-    /// The hidden states of all inputs are in memory, and the tensors of one block.
+    /// The hidden states of all inputs are in memory, and the tensors of one block; or all of a tower, four times.
     ///
     /// # Errors
     /// If a tensor or input cannot be read, weights cannot be coded, `work` has results of something else, or `progress` stops it.
-    /// Finished blocks are in `work` then.
+    /// What is finished is in `work` then.
     pub fn run(&self, work: Option<&Work>, progress: &dyn Progress) -> Result<Tuned> {
         self.settings.check()?;
         let mut towers = Vec::new();
         for tower in &self.forward.towers {
             let inputs = self.inputs.iter().find(|(name, _)| *name == tower.name);
-            towers.extend(inputs.map(|(_, batches)| (tower, *batches)));
+            towers.extend(inputs.map(|(_, batches)| self.tower(tower, *batches, progress)));
         }
         self.inputs.iter().try_for_each(|(name, _)| self.forward.tower(name).map(drop))?;
         let open = work.map(|work| work.open(&self.settings)).transpose()?;
-        let blocks: Vec<&Block> = towers.iter().flat_map(|(tower, _)| &tower.blocks).collect();
-        let units = blocks.iter().map(|block| passes(block, self.quantise, &self.settings));
-        progress.begin("fine-tuning", units.sum());
+        let scope = self.settings.scope;
+        let blocks = || towers.iter().flat_map(|tower| &tower.tower.blocks);
+        let (names, passes): (Vec<&str>, u64) = match scope {
+            Scope::Block => (
+                blocks().map(|block| block.name.as_str()).collect(),
+                blocks().map(|block| passes(block, self.quantise, &self.settings)).sum(),
+            ),
+            Scope::Tower => (
+                towers.iter().map(|tower| tower.tower.name).collect(),
+                towers.iter().map(TowerJob::passes).sum(),
+            ),
+        };
+        progress.begin("fine-tuning", passes);
         let mut done = Done::new();
         loop {
             let known = done.len();
-            for (tower, batches) in &towers {
-                self.tower(tower, *batches, open.as_ref(), progress, &mut done)?;
+            for tower in &towers {
+                match scope {
+                    Scope::Block => self.blocks(tower, open.as_ref(), &mut done)?,
+                    Scope::Tower => whole::<B>(tower, open.as_ref(), &mut done)?,
+                }
             }
-            if done.len() == blocks.len() {
+            if done.len() == names.len() {
                 break;
             }
             // Others are at the rest.
@@ -161,30 +200,42 @@ impl<B: AutodiffBackend> Job<'_, B> {
             }
         }
         let mut tuned = Tuned::default();
-        for block in blocks {
-            let (tensors, report) = done.remove(&block.name).expect("all blocks are done");
+        for name in names {
+            let (tensors, report) = done.remove(name).expect("all are done");
             tuned.tensors.extend(tensors);
             tuned.report.push(report);
+        }
+        if scope == Scope::Tower {
+            tuned.last = towers.iter().flat_map(TowerJob::last).collect();
         }
         Ok(tuned)
     }
 
+    fn tower<'t>(
+        &'t self,
+        tower: &'t Tower,
+        batches: &'t dyn Batches<B::InnerBackend>,
+        progress: &'t dyn Progress,
+    ) -> TowerJob<'t, B::InnerBackend> {
+        let Self { original, quantise, settings, device, .. } = self;
+        TowerJob { tower, original: *original, batches, quantise: *quantise, settings, progress, device }
+    }
+
     /// Does the blocks of a tower that nobody has done or is at.
-    fn tower(
+    fn blocks(
         &self,
-        tower: &Tower,
-        batches: &dyn Batches<B::InnerBackend>,
+        job: &TowerJob<'_, B::InnerBackend>,
         work: Option<&Open<'_>>,
-        progress: &dyn Progress,
         done: &mut Done,
     ) -> Result<()> {
+        let TowerJob { tower, batches, progress, .. } = *job;
         let mut stream = Stream::new(tower, self.original, batches, &self.device);
         let mut stages = 0;
         for (index, block) in tower.blocks.iter().enumerate() {
             if done.contains_key(&block.name) {
                 continue;
             }
-            let claim = match work.map(|work| work.take(block)).transpose()? {
+            let claim = match work.map(|work| work.take(&block.name, &block.tensors())).transpose()? {
                 None => None,
                 Some(Turn::Ours(claim)) => Some(claim),
                 Some(Turn::Others) => continue,
@@ -215,6 +266,37 @@ impl<B: AutodiffBackend> Job<'_, B> {
         }
         Ok(())
     }
+}
+
+/// Does a tower, unless somebody has done it or is at it.
+fn whole<B: AutodiffBackend>(
+    tower: &TowerJob<'_, B::InnerBackend>,
+    work: Option<&Open<'_>>,
+    done: &mut Done,
+) -> Result<()> {
+    let name = tower.tower.name;
+    if done.contains_key(name) {
+        return Ok(());
+    }
+    let result = match work.map(|work| work.take(name, &tower.tensors())).transpose()? {
+        Some(Turn::Others) => return Ok(()),
+        Some(Turn::Done(result)) => {
+            tower.progress.advance(tower.passes());
+            result
+        }
+        mine => {
+            let result = tower.tune::<B>(work)?;
+            if let Some(work) = work {
+                work.write(&result.0, &result.1)?;
+                tower.clear(work)?;
+            }
+            // The claim is kept until then.
+            drop(mine);
+            result
+        }
+    };
+    done.insert(name.to_owned(), result);
+    Ok(())
 }
 
 /// Stops a stream if the user wants it.

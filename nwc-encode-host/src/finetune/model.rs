@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::Device;
 
-use super::{BlockReport, Job, Origin, Settings, Work};
+use super::{Job, Origin, Report, Settings, Work};
 use crate::Result;
 use crate::calibrate::checksum;
-use crate::compress::{Quantise, Tuner};
+use crate::compress::{Quantise, TunedWeights, Tuner};
 use crate::forward::{Batches, Stage};
+use crate::parameters::HostTensor;
 use crate::progress::Progress;
 use crate::samples::{Data, Limits, Samples};
 use crate::subject::with_subject;
@@ -29,12 +30,12 @@ pub struct FineTuning<'a> {
     pub work: Option<(PathBuf, bool)>,
     /// Who looks on.
     pub progress: &'a dyn Progress,
-    /// What became of the blocks.
-    pub report: std::sync::Mutex<Vec<BlockReport>>,
+    /// What became of its blocks or towers.
+    pub report: std::sync::Mutex<Vec<Report>>,
 }
 
 impl Tuner for FineTuning<'_> {
-    fn tune(&self, codec: &dyn Quantise) -> Result<HashMap<String, Vec<f32>>> {
+    fn tune(&self, codec: &dyn Quantise) -> Result<HashMap<String, TunedWeights>> {
         with_subject(self.model, |subject| {
             let data = Data::open(self.data)?;
             let mut inputs = Vec::new();
@@ -64,14 +65,18 @@ impl Tuner for FineTuning<'_> {
                 device: Device::<Flex>::default(),
             };
             let tuned = job.run(work.transpose()?.as_ref(), self.progress)?;
-            let mut weights: HashMap<String, Vec<f32>> =
-                tuned.tensors.into_iter().map(|(name, tensor)| (name, tensor.values)).collect();
-            // What was coded first is as it was, and has to be coded as it was then: the others make up for just that.
+            let bind = |(name, tensor): (String, HostTensor)| {
+                let bound = !tuned.last.contains(&name);
+                (name, TunedWeights { values: tensor.values, bound })
+            };
+            let mut weights: HashMap<String, TunedWeights> = tuned.tensors.into_iter().map(bind).collect();
+            // What was coded first in a block is as it was, and has to be coded as it was then: the others make up for just that.
             let kept = |name: &str| tuned.report.iter().any(|block| block.kept && block.name == name);
             let blocks = subject.forward.towers.iter().flat_map(|tower| &tower.blocks);
             for linear in blocks.filter(|block| kept(&block.name)).flat_map(Stage::tuning_order) {
                 if codec.is_coded(&linear.tensor) && !weights.contains_key(&linear.tensor) {
-                    weights.insert(linear.tensor.clone(), subject.weights.tensor(&linear.tensor)?.values);
+                    let HostTensor { values, .. } = subject.weights.tensor(&linear.tensor)?;
+                    weights.insert(linear.tensor.clone(), TunedWeights { values, bound: true });
                 }
             }
             *self.report.lock().expect("nobody panics with it") = tuned.report;

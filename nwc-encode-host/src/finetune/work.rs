@@ -12,9 +12,9 @@ use nwc_decode_core::DType;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use super::{BlockReport, Settings};
+use super::{Report, Settings};
 use crate::atomic::AtomicFile;
-use crate::forward::{Block, Stage};
+use crate::forward::TensorSpec;
 use crate::model::{Model, check_file_name};
 use crate::parameters::HostTensor;
 use crate::tensors::to_f32;
@@ -85,7 +85,7 @@ pub(super) struct Open<'a> {
 /// Whose turn a block is.
 pub(super) enum Turn {
     /// Nobody's: it is finished.
-    Done((HashMap<String, HostTensor>, BlockReport)),
+    Done((HashMap<String, HostTensor>, Report)),
     /// That of whoever asks, until the claim is dropped.
     Ours(Claim),
     /// Somebody else's.
@@ -99,24 +99,38 @@ impl Open<'_> {
         Ok(self.folder.join(name))
     }
 
-    /// Looks whether a block is done, else claims it if it is free.
+    /// Looks whether what has this name is done, else claims it if it is free. `tensors` are those that it may change.
     ///
     /// # Errors
     /// The result is damaged or of something else; the operating system's.
-    pub(super) fn take(&self, block: &Block) -> Result<Turn> {
-        if let Some(result) = self.read(block)? {
+    pub(super) fn take(&self, name: &str, tensors: &[TensorSpec]) -> Result<Turn> {
+        if let Some(result) = self.read(name, tensors)? {
             return Ok(Turn::Done(result));
         }
-        let Some(claim) = Claim::make(&self.path(&block.name, "claim")?)? else { return Ok(Turn::Others) };
+        let Some(claim) = Claim::make(&self.path(name, "claim")?)? else { return Ok(Turn::Others) };
         // It may have been finished between the two.
-        Ok(self.read(block)?.map_or(Turn::Ours(claim), Turn::Done))
+        Ok(self.read(name, tensors)?.map_or(Turn::Ours(claim), Turn::Done))
     }
 
-    /// Writes a block's result.
+    /// Removes a result, if there is one.
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn write(&self, tensors: &HashMap<String, HostTensor>, report: &BlockReport) -> Result<()> {
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        let path = self.path(name, "safetensors")?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("cannot remove", &path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a result, under the name that its report has.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn write(&self, tensors: &HashMap<String, HostTensor>, report: &Report) -> Result<()> {
         let path = self.path(&report.name, "safetensors")?;
         let json = |value: serde_json::Result<String>| value.expect("strings and numbers");
         let metadata = HashMap::from([
@@ -139,9 +153,16 @@ impl Open<'_> {
         file.commit()
     }
 
-    /// Reads a block's result, if there is one.
-    fn read(&self, block: &Block) -> Result<Option<(HashMap<String, HostTensor>, BlockReport)>> {
-        let path = self.path(&block.name, "safetensors")?;
+    /// Reads a result, if there is one.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(super) fn read(
+        &self,
+        name: &str,
+        tensors: &[TensorSpec],
+    ) -> Result<Option<(HashMap<String, HostTensor>, Report)>> {
+        let path = self.path(name, "safetensors")?;
         if !path.exists() {
             return Ok(None);
         }
@@ -150,7 +171,7 @@ impl Open<'_> {
         let entry = |key: &str| file.files()[0].metadata.as_ref()?.get(key);
         let origin =
             entry(ORIGIN).and_then(|text| serde_json::from_str::<BTreeMap<String, String>>(text).ok());
-        let report = entry(REPORT).and_then(|text| serde_json::from_str::<BlockReport>(text).ok());
+        let report = entry(REPORT).and_then(|text| serde_json::from_str::<Report>(text).ok());
         let (Some(origin), Some(report)) = (origin, report) else {
             return Err(bad("is no result of fine-tuning"));
         };
@@ -158,12 +179,12 @@ impl Open<'_> {
             let remedy = "give another folder, or the same model, data, codec and settings";
             return Err(Error::input(format!("was made with another {what}")).file(&path).remedy(remedy));
         }
-        let shapes: HashMap<String, Vec<usize>> =
-            block.tensors().into_iter().map(|spec| (spec.name, spec.shape)).collect();
+        let shapes: HashMap<&String, &Vec<usize>> =
+            tensors.iter().map(|spec| (&spec.name, &spec.shape)).collect();
         let mut tensors = HashMap::new();
         for (index, tensor) in file.tensors().iter().enumerate() {
-            if tensor.dtype != DType::F32 || shapes.get(&tensor.name) != Some(&tensor.shape) {
-                return Err(bad("is not of this block").tensor(&tensor.name));
+            if tensor.dtype != DType::F32 || shapes.get(&tensor.name) != Some(&&tensor.shape) {
+                return Err(bad("is no tensor that could change there").tensor(&tensor.name));
             }
             let values = to_f32(DType::F32, file.bytes(index));
             tensors.insert(tensor.name.clone(), HostTensor { shape: tensor.shape.clone(), values });

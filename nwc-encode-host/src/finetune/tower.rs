@@ -1,0 +1,444 @@
+//! Fine-tuning of a whole tower: what coding a part of it breaks, all of it that is not coded yet makes good.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
+use std::time::Instant;
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Tensor, TensorData};
+use nwc_decode_core::DType;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use super::block::{code, norms_and_biases, rounded};
+use super::work::Open;
+use super::{Report, Settings};
+use crate::adam::Adam;
+use crate::compress::Quantise;
+use crate::evaluate::log_sum;
+use crate::forward::{Batches, NoTaps, Role, Stage, TensorSpec, Tokens, Tower, Weights, load};
+use crate::parameters::{HostTensor, Parameters, values};
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+/// A tower that is fine-tuned as a whole.
+pub(super) struct TowerJob<'a, I: Backend> {
+    pub(super) tower: &'a Tower,
+    pub(super) original: &'a dyn Weights,
+    pub(super) batches: &'a dyn Batches<I>,
+    pub(super) quantise: &'a dyn Quantise,
+    pub(super) settings: &'a Settings,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) device: &'a I::Device,
+}
+
+/// What is coded at once: tensors by name, and the stage that trains next.
+struct Step {
+    stage: usize,
+    names: Vec<String>,
+}
+
+/// A tower's tensors that change.
+pub(super) type Tensors = HashMap<String, HostTensor>;
+
+impl<'a, I: Backend> TowerJob<'a, I> {
+    /// The stages of the tower: the embedding, blocks, the head.
+    fn stages(&self) -> Vec<&'a dyn Stage> {
+        let blocks = self.tower.blocks.iter().map(|block| block as &dyn Stage);
+        let first: &dyn Stage = &self.tower.embedding;
+        std::iter::once(first).chain(blocks).chain([&self.tower.head as &dyn Stage]).collect()
+    }
+
+    /// All of its tensors.
+    pub(super) fn tensors(&self) -> Vec<TensorSpec> {
+        self.stages().into_iter().flat_map(Stage::tensors).collect()
+    }
+
+    /// What is coded, in order. The embedding is coded before the first block is trained, and nothing of it is trained itself.
+    fn steps(&self) -> Vec<Step> {
+        let mut seen = HashSet::new();
+        let mut steps = Vec::new();
+        for (index, stage) in self.stages().into_iter().enumerate() {
+            let together = match index {
+                0 => vec![stage.tensors().into_iter().map(|spec| spec.name).collect()],
+                _ => by_inputs(stage).into(),
+            };
+            for mut names in together {
+                names.retain(|name: &String| self.quantise.is_coded(name) && seen.insert(name.clone()));
+                if !names.is_empty() {
+                    steps.push(Step { stage: index.max(1), names });
+                }
+            }
+        }
+        steps
+    }
+
+    /// What nothing makes good that is lost in it: what is coded last.
+    pub(super) fn last(&self) -> Vec<String> {
+        self.steps().pop().map_or_else(Vec::new, |step| step.names)
+    }
+
+    /// Removes what a run of it leaves behind for those who go on from there.
+    pub(super) fn clear(&self, work: &Open<'_>) -> Result<()> {
+        (0..=self.tower.blocks.len() + 1).try_for_each(|stage| work.remove(&checkpoint(self.tower, stage)))
+    }
+
+    /// The units of progress that it makes: passes over its sequences.
+    pub(super) fn passes(&self) -> u64 {
+        (self.steps().len() * self.settings.epochs) as u64
+    }
+
+    /// Fine-tunes it: the tensors that change, none if it was good for nothing, and what it was good for.
+    ///
+    /// # Errors
+    /// If a tensor or input cannot be read, weights cannot be coded, there are not two batches, or `progress` stops it.
+    pub(super) fn tune<B: AutodiffBackend<InnerBackend = I, Device = I::Device>>(
+        &self,
+        work: Option<&Open<'_>>,
+    ) -> Result<(Tensors, Report)> {
+        let started = Instant::now();
+        let original: Parameters<I> = load(self.tensors(), self.original, self.device)?;
+        let mut trained = BTreeMap::new();
+        for (index, stage) in self.stages().into_iter().enumerate().skip(1) {
+            for name in norms_and_biases(stage, self.quantise) {
+                let dtype = self.original.stored(&name)?.dtype;
+                trained.insert(name, (index, dtype));
+            }
+        }
+        let steps = self.steps();
+        let mut untuned = original.clone();
+        for step in &steps {
+            self.progress.check()?;
+            code(&mut untuned, &step.names, self.quantise, self.device)?;
+        }
+        let mut sequences = Sequences::new(self, &original, &untuned)?;
+        let before = sequences.error(&untuned)?;
+
+        let mut tuning = Tuning { job: self, steps, trained, tensors: HashMap::new(), current: original };
+        let stages: BTreeSet<usize> = tuning.steps.iter().map(|step| step.stage).collect();
+        let resumed = stages.iter().rev().find_map(|&stage| {
+            work?
+                .read(&checkpoint(self.tower, stage), &self.tensors())
+                .transpose()
+                .map(|found| (stage, found))
+        });
+        let mut finished = 0;
+        if let Some((stage, found)) = resumed {
+            tuning.resume(found?.0, stage)?;
+            finished = stage;
+        }
+        for stage in stages {
+            sequences.enter(&tuning.rounded(), stage)?;
+            if stage <= finished {
+                self.progress.advance(tuning.passes(stage));
+                continue;
+            }
+            tuning.stage::<B>(&sequences, stage)?;
+            if let Some(work) = work {
+                let report = Report {
+                    name: checkpoint(self.tower, stage),
+                    before,
+                    after: sequences.error(&tuning.rounded())?,
+                    signal: None,
+                    kept: true,
+                    seconds: started.elapsed().as_secs_f64(),
+                };
+                work.write(&tuning.state(), &report)?;
+                work.remove(&checkpoint(self.tower, finished))?;
+                finished = stage;
+            }
+        }
+        let rounded = tuning.rounded();
+        let after = sequences.error(&rounded)?;
+        let mut tensors = HashMap::new();
+        // False of what is not a number too.
+        let kept = after < before;
+        if kept {
+            tensors = tuning.tensors;
+            tensors.extend(tuning.trained.keys().map(|name| (name.clone(), rounded.host(name))));
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let name = self.tower.name.to_owned();
+        Ok((tensors, Report { name, before, after, signal: None, kept, seconds }))
+    }
+
+    /// What comes out of a block, for these texts if it is texts.
+    fn block<B: Backend<Device = I::Device>>(
+        &self,
+        parameters: &Parameters<B>,
+        hidden: Tensor<B, 3>,
+        stage: usize,
+        tokens: Option<&Tokens>,
+    ) -> Tensor<B, 3> {
+        let padding = tokens.and_then(|tokens| self.tower.padding::<B>(&tokens.clone().into(), self.device));
+        self.tower.blocks[stage - 1].forward(parameters, hidden, padding.as_ref(), &mut NoTaps)
+    }
+
+    /// From what goes into a stage to the features that the head projects.
+    fn features<B: Backend<Device = I::Device>>(
+        &self,
+        parameters: &Parameters<B>,
+        hidden: Tensor<B, 3>,
+        stage: usize,
+        tokens: Option<&Tokens>,
+    ) -> Result<Tensor<B, 2>> {
+        let blocks = stage..=self.tower.blocks.len();
+        let hidden = blocks.fold(hidden, |hidden, stage| self.block(parameters, hidden, stage, tokens));
+        self.tower.head.features(parameters, hidden, tokens, &mut NoTaps)
+    }
+
+    /// Logits of tokens, or embeddings of length one.
+    fn outputs<B: Backend>(&self, parameters: &Parameters<B>, features: Tensor<B, 2>) -> Tensor<B, 2> {
+        let outputs = self.tower.head.project(parameters, features, &mut NoTaps);
+        match self.tower.head.predicts() {
+            Some(_) => outputs,
+            None => outputs.clone() / outputs.square().sum_dim(1).sqrt(),
+        }
+    }
+}
+
+/// The linear maps of a stage that have the same inputs, of all experts, in the order in which they are run.
+fn by_inputs(stage: &dyn Stage) -> [Vec<String>; 5] {
+    let mut steps = <[Vec<String>; 5]>::default();
+    for linear in stage.tuning_order() {
+        let step = match linear.role {
+            Role::Patch | Role::Value | Role::Query | Role::Key => 0,
+            Role::Output => 1,
+            Role::Router | Role::Up | Role::Gate | Role::GateUp => 2,
+            Role::Down => 3,
+            Role::Projection => 4,
+        };
+        steps[step].push(linear.tensor.clone());
+    }
+    steps
+}
+
+/// What the state after a stage is called in the work folder.
+fn checkpoint(tower: &Tower, stage: usize) -> String {
+    format!("{}.stage-{stage}", tower.name)
+}
+
+/// How far a tower has come.
+struct Tuning<'a, I: Backend> {
+    job: &'a TowerJob<'a, I>,
+    steps: Vec<Step>,
+    /// Norms and biases, the stage of each, and the type in which it is stored.
+    trained: BTreeMap<String, (usize, DType)>,
+    /// What is coded, as it was when it was coded.
+    tensors: Tensors,
+    /// Everything, coded or as trained so far.
+    current: Parameters<I>,
+}
+
+impl<I: Backend> Tuning<'_, I> {
+    fn of_stage(&self, stage: usize) -> Range<usize> {
+        let first = self.steps.partition_point(|step| step.stage < stage);
+        first..self.steps.partition_point(|step| step.stage <= stage)
+    }
+
+    fn passes(&self, stage: usize) -> u64 {
+        (self.of_stage(stage).len() * self.job.settings.epochs) as u64
+    }
+
+    /// Everything, norms and biases as they will be stored.
+    fn rounded(&self) -> Parameters<I> {
+        let types = self.trained.iter().map(|(name, (_, dtype))| (name, *dtype));
+        rounded(&self.current, types, self.job.device)
+    }
+
+    /// All that the next stages need.
+    fn state(&self) -> Tensors {
+        let coded = self.steps.iter().flat_map(|step| &step.names);
+        let names = coded.chain(self.trained.keys());
+        let host = |name: &String| match self.tensors.get(name) {
+            Some(tensor) => tensor.clone(),
+            None => self.current.host(name),
+        };
+        names.map(|name| (name.clone(), host(name))).collect()
+    }
+
+    /// Goes on from what [`state`](Self::state) was after a stage.
+    fn resume(&mut self, state: Tensors, stage: usize) -> Result<()> {
+        for (name, tensor) in &state {
+            self.current.insert(name.clone(), tensor.clone(), self.job.device);
+        }
+        for index in 0..self.of_stage(stage).end {
+            self.code(index)?;
+        }
+        Ok(())
+    }
+
+    /// Codes the tensors of a step.
+    fn code(&mut self, step: usize) -> Result<()> {
+        let names = &self.steps[step].names;
+        self.tensors.extend(names.iter().map(|name| (name.clone(), self.current.host(name))));
+        code(&mut self.current, names, self.job.quantise, self.job.device)
+    }
+
+    /// Codes a stage, and trains what is not coded after each step.
+    fn stage<B: AutodiffBackend<InnerBackend = I, Device = I::Device>>(
+        &mut self,
+        sequences: &Sequences<'_, I>,
+        stage: usize,
+    ) -> Result<()> {
+        let Settings { epochs, learning_rate, seed, .. } = *self.job.settings;
+        let mut order = sequences.training.clone();
+        let updates = self.of_stage(stage).len() * epochs * order.len();
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(stage as u64);
+        let mut adam: Option<Adam<I>> = None;
+        let mut update = 0;
+        for step in self.of_stage(stage) {
+            self.code(step)?;
+            let open: HashSet<&String> = self.steps[step + 1..].iter().flat_map(|step| &step.names).collect();
+            let norms = self.trained.iter().filter(|(_, (at, _))| *at >= stage).map(|(name, _)| name);
+            let open: HashSet<&str> = open.into_iter().chain(norms).map(String::as_str).collect();
+            let adam = adam.get_or_insert_with(|| Adam::new(&self.current, |name| open.contains(name)));
+            for _ in 0..epochs {
+                order.shuffle(&mut rng);
+                for &batch in &order {
+                    self.job.progress.check()?;
+                    let tracked = Parameters::<B>::tracked_where(&self.current, |name| open.contains(name));
+                    let gradients = sequences.loss(&tracked, batch)?.backward();
+                    adam.update(&mut self.current, &tracked, gradients, (update, updates), |_| learning_rate);
+                    update += 1;
+                }
+                self.job.progress.advance(1);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Some sequences: what goes into a stage of a tower that is coded so far, and what should come out of the tower.
+struct Batch<I: Backend> {
+    hidden: Tensor<I, 3>,
+    tokens: Option<Tokens>,
+    /// Features of the original, which its head projects to logits as they are needed; or its embeddings.
+    target: Tensor<I, 2>,
+}
+
+/// All sequences.
+struct Sequences<'a, I: Backend> {
+    job: &'a TowerJob<'a, I>,
+    /// The stage that they are before.
+    stage: usize,
+    batches: Vec<Batch<I>>,
+    /// The original's head.
+    head: Parameters<I>,
+    held_out: Vec<usize>,
+    training: Vec<usize>,
+}
+
+impl<'a, I: Backend> Sequences<'a, I> {
+    fn new(job: &'a TowerJob<'a, I>, original: &Parameters<I>, coded: &Parameters<I>) -> Result<Self> {
+        let mut batches = Vec::new();
+        for index in 0..job.batches.count() {
+            job.progress.check()?;
+            let input = job.batches.input(index, job.device)?;
+            let embed = |parameters| job.tower.embedding.forward(parameters, &input, job.device, &mut NoTaps);
+            let (wanted, hidden) = (embed(original)?, embed(coded)?);
+            let [count, ..] = hidden.dims();
+            for first in (0..count).step_by(job.settings.batch) {
+                let range = first..(first + job.settings.batch).min(count);
+                let tokens = job.batches.tokens(index).map(|tokens| tokens.part(range.clone()));
+                let wanted = wanted.clone().slice_dim(0, range.clone());
+                let features = job.features(original, wanted, 1, tokens.as_ref())?;
+                let target = match job.tower.head.predicts() {
+                    Some(_) => features,
+                    None => job.outputs(original, features),
+                };
+                batches.push(Batch { hidden: hidden.clone().slice_dim(0, range), tokens, target });
+            }
+        }
+        let count = batches.len();
+        if count < 2 {
+            return Err(Error::input(format!(
+                "{count} batches of sequences are too few to train on some and hold out others"
+            ))
+            .remedy("give more data"));
+        }
+        let mut training: Vec<usize> = (0..count).collect();
+        training.shuffle(&mut ChaCha8Rng::seed_from_u64(job.settings.seed));
+        let held_out = ((count as f64 * job.settings.held_out).round() as usize).clamp(1, count - 1);
+        let held_out = training.drain(..held_out).collect();
+        let names: HashSet<String> = job.tower.head.tensors().into_iter().map(|spec| spec.name).collect();
+        let head = original.only(|name| names.contains(name));
+        Ok(Self { job, stage: 1, batches, head, held_out, training })
+    }
+
+    /// Goes on to a later stage, through those before it.
+    fn enter(&mut self, parameters: &Parameters<I>, stage: usize) -> Result<()> {
+        for stage in self.stage..stage {
+            for Batch { hidden, tokens, .. } in &mut self.batches {
+                self.job.progress.check()?;
+                *hidden = self.job.block(parameters, hidden.clone(), stage, tokens.as_ref());
+            }
+        }
+        self.stage = stage;
+        Ok(())
+    }
+
+    /// Something that has the gradient of a batch's mean error.
+    fn loss<B: AutodiffBackend<InnerBackend = I, Device = I::Device>>(
+        &self,
+        parameters: &Parameters<B>,
+        batch: usize,
+    ) -> Result<Tensor<B, 1>> {
+        let batch = &self.batches[batch];
+        let hidden = Tensor::from_inner(batch.hidden.clone());
+        let features = self.job.features(parameters, hidden, self.stage, batch.tokens.as_ref())?;
+        let outputs = self.job.outputs(parameters, features);
+        let (_, gradient) = self.compare(outputs.clone().inner(), &batch.target);
+        Ok((outputs * Tensor::from_inner(gradient)).sum())
+    }
+
+    /// The mean error over what is held out.
+    fn error(&self, parameters: &Parameters<I>) -> Result<f64> {
+        let (mut sum, mut rows) = (0.0, 0);
+        for &batch in &self.held_out {
+            self.job.progress.check()?;
+            let Batch { hidden, tokens, target } = &self.batches[batch];
+            let features = self.job.features(parameters, hidden.clone(), self.stage, tokens.as_ref())?;
+            let outputs = self.job.outputs(parameters, features);
+            let [count, _] = outputs.dims();
+            sum += self.compare(outputs, target).0 * count as f64;
+            rows += count;
+        }
+        Ok(sum / rows as f64)
+    }
+
+    /// The mean error of outputs, and its gradient with respect to them: the divergence KL(original || outputs) of tokens in nats, or the
+    /// squared distance of embeddings.
+    fn compare(&self, outputs: Tensor<I, 2>, target: &Tensor<I, 2>) -> (f64, Tensor<I, 2>) {
+        let [rows, width] = outputs.dims();
+        let scale = (rows as f64).recip();
+        if self.job.tower.head.predicts().is_none() {
+            let difference = outputs - target.clone();
+            let sum = values(&difference.clone().square().sum())[0];
+            return (f64::from(sum) * scale, difference * (2.0 * scale));
+        }
+        let wanted = values(&self.job.outputs(&self.head, target.clone()));
+        let mut gradient = values(&outputs);
+        let sums: Vec<f64> = gradient
+            .par_chunks_mut(width)
+            .zip(wanted.par_chunks(width))
+            .map(|(row, wanted)| {
+                let ((top, log), (wanted_top, wanted_log)) = (log_sum(row), log_sum(wanted));
+                let (log, wanted_log) = (top + log as f32, wanted_top + wanted_log as f32);
+                let mut sum = 0.0;
+                for (logit, wanted) in row.iter_mut().zip(wanted) {
+                    let (log_share, wanted_log_share) = (*logit - log, wanted - wanted_log);
+                    let wanted_share = wanted_log_share.exp();
+                    sum += f64::from(wanted_share * (wanted_log_share - log_share));
+                    *logit = (log_share.exp() - wanted_share) * scale as f32;
+                }
+                sum
+            })
+            .collect();
+        let gradient = Tensor::from_data(TensorData::new(gradient, [rows, width]), self.job.device);
+        (sums.iter().sum::<f64>() * scale, gradient)
+    }
+}
