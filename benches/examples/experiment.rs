@@ -66,6 +66,8 @@ enum Experiment {
     /// Perplexity after calibration with other texts
     #[cfg(feature = "models")]
     CalibrationShift(accuracy::Choice),
+    /// Encoding time a weight with LDLQ, by the size of the model
+    Cost,
     /// What each choice of the encoder and each part of the file costs
     Overhead {
         /// Folder with models/
@@ -81,6 +83,8 @@ mod accuracy;
 #[cfg(feature = "models")]
 #[path = "experiment/baselines.rs"]
 mod baselines;
+#[path = "experiment/cost.rs"]
+mod cost;
 #[path = "experiment/held_out.rs"]
 mod held_out;
 #[path = "experiment/importance.rs"]
@@ -114,6 +118,7 @@ fn main() -> Result<()> {
         Experiment::LowRank { assets } => low_rank::run(assets.as_deref())?,
         Experiment::Preprocessing { assets } => preprocessing::run(assets.as_deref())?,
         Experiment::HeldOut { assets } => held_out::run(assets.as_deref())?,
+        Experiment::Cost => cost::run()?,
         Experiment::Overhead { assets } => overhead(assets.as_deref())?,
     };
     println!("{}", serde_json::to_string_pretty(&results)?);

@@ -25,6 +25,8 @@ pub(crate) enum Subject {
     HeldOut,
     /// The paper's network in real containers, on a Gaussian source and models of `$NWC_ASSETS`: about 40 minutes, most of them training; codecs that are in the target folder already are taken
     Paper,
+    /// What LDLQ costs a weight, from 12 to 151 million weights in the shape of CLIP ViT-B/32: about 5 minutes
+    Cost,
     /// What each choice of the encoder and each part of the file costs: about 2 minutes
     Overhead,
     /// Perplexity and zero-shot accuracy of the models of `$NWC_ASSETS` at 1.5 to 4 bits, step by step and next to baselines, with a plot: about 2 hours
@@ -54,6 +56,7 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
         Subject::LowRank => ("low-rank", [assets, None]),
         Subject::Preprocessing => ("preprocessing", [assets, None]),
         Subject::HeldOut => ("held-out", [assets, None]),
+        Subject::Cost => ("cost", [None, None]),
         Subject::Overhead => ("overhead", [assets, None]),
         Subject::Accuracy => ("accuracy", [svg("accuracy"), assets]),
         Subject::CalibrationShift => ("calibration-shift", [assets, None]),

@@ -32,9 +32,11 @@ use super::baselines::{gptq, group_bits, round_to_nearest};
 /// Rates at which the baselines are measured too.
 const BASELINE_BITS: [f64; 2] = [3.0, 4.0];
 /// Sequences or images of calibration, and tokens of a sequence.
-const SAMPLES: usize = 64;
+const SAMPLES: usize = 128;
 const IMAGES: usize = 512;
 const LENGTH: usize = 512;
+/// Passes over them after each step of fine-tuning towers.
+const TOWER_EPOCHS: usize = 2;
 /// Windows of the text over which divergences are means.
 const DIVERGENCE_WINDOWS: usize = 8;
 
@@ -60,7 +62,7 @@ impl Case {
         let [calibration, test] = if images {
             ["cifar10-calib.safetensors", "cifar10-test.safetensors"]
         } else {
-            ["lm-calib.txt", "wikitext2-test-tokens.safetensors"]
+            ["wikitext2-valid.txt", "wikitext2-test-tokens.safetensors"]
         };
         let data = assets.join("data");
         Self {
@@ -155,11 +157,13 @@ enum Rung {
     Importance,
     Ldlq,
     Outputs,
-    FineTuned,
+    Blocks,
+    Towers,
 }
 
 impl Rung {
-    const ALL: [Self; 5] = [Self::DataFree, Self::Importance, Self::Ldlq, Self::Outputs, Self::FineTuned];
+    const ALL: [Self; 6] =
+        [Self::DataFree, Self::Importance, Self::Ldlq, Self::Outputs, Self::Blocks, Self::Towers];
 
     const fn name(self) -> &'static str {
         match self {
@@ -167,7 +171,17 @@ impl Rung {
             Self::Importance => "importance",
             Self::Ldlq => "LDLQ",
             Self::Outputs => "outputs",
-            Self::FineTuned => "fine-tuned",
+            Self::Blocks => "tuned blocks",
+            Self::Towers => "tuned towers",
+        }
+    }
+
+    /// How it is fine-tuned, if it is.
+    fn tuning(self) -> Option<finetune::Settings> {
+        match self {
+            Self::Blocks => Some(finetune::Settings::default()),
+            Self::Towers => Some(finetune::Settings { epochs: TOWER_EPOCHS, ..finetune::Settings::tower() }),
+            _ => None,
         }
     }
 
@@ -175,7 +189,7 @@ impl Rung {
         let mut settings = Settings::new(Target::Bits(bits));
         if self != Self::DataFree {
             let importance = Importance::open(hessians, Steps::Continuous).map_err(told)?;
-            let outputs = matches!(self, Self::Outputs | Self::FineTuned);
+            let outputs = matches!(self, Self::Outputs | Self::Blocks | Self::Towers);
             settings.importance = Some(if outputs { importance } else { importance.without_outputs() });
             settings.ldlq = self != Self::Importance;
         }
@@ -217,7 +231,7 @@ pub struct Choice {
     #[arg(
         long,
         num_args = 1..,
-        value_parser = ["data-free", "importance", "LDLQ", "outputs", "fine-tuned", "RTN g128", "GPTQ g128"],
+        value_parser = ["data-free", "importance", "LDLQ", "outputs", "tuned blocks", "tuned towers", "RTN g128", "GPTQ g128"],
         default_values = ["data-free", "importance", "LDLQ", "outputs", "RTN g128", "GPTQ g128"],
     )]
     methods: Vec<String>,
@@ -239,11 +253,11 @@ pub fn run(choice: &Choice) -> Result<Value> {
         for &bits in &choice.bits {
             for rung in Rung::ALL.into_iter().filter(|rung| wanted(rung.name())) {
                 let settings = rung.settings(bits, &hessians)?;
-                let tuning = (rung == Rung::FineTuned).then(|| FineTuning {
+                let tuning = rung.tuning().map(|settings| FineTuning {
                     model: &case.folder,
                     data: &case.calibration,
                     limits: case.calibration_limits(),
-                    settings: finetune::Settings::default(),
+                    settings,
                     work: None,
                     progress: &Silent,
                     report: std::sync::Mutex::default(),
@@ -260,6 +274,10 @@ pub fn run(choice: &Choice) -> Result<Value> {
                         Some(json!([tensor.name, ldlq.lost / ldlq.lost_without]))
                     })
                     .collect();
+                if let Some(tuning) = tuning {
+                    row["finetune"] =
+                        json!(*tuning.report.lock().map_err(|_| anyhow!("fine-tuning failed"))?);
+                }
                 rows.push(row);
             }
             for (method, with_h) in [("RTN g128", false), ("GPTQ g128", true)] {
