@@ -126,7 +126,7 @@ impl<'a, I: Backend> TowerJob<'a, I> {
         });
         let mut finished = 0;
         if let Some((stage, found)) = resumed {
-            tuning.resume(found?.0, stage)?;
+            tuning.resume(&found?.0, stage)?;
             finished = stage;
         }
         for stage in stages {
@@ -260,8 +260,8 @@ impl<I: Backend> Tuning<'_, I> {
     }
 
     /// Goes on from what [`state`](Self::state) was after a stage.
-    fn resume(&mut self, state: Tensors, stage: usize) -> Result<()> {
-        for (name, tensor) in &state {
+    fn resume(&mut self, state: &Tensors, stage: usize) -> Result<()> {
+        for (name, tensor) in state {
             self.current.insert(name.clone(), tensor.clone(), self.job.device);
         }
         for index in 0..self.of_stage(stage).end {
