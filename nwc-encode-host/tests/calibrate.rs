@@ -829,14 +829,22 @@ mod with_models {
         let line = line.replace("--bits 3", "--bits 4") + " --resume";
         assert!(refused(&line).contains("codec"));
 
-        let report = compress(&format!("--calib {data} --samples 64 --finetune=tower --epochs 3"));
-        assert!((2.99..=3.0).contains(&report["bits_per_weight"].as_f64().unwrap()));
+        // A tower has few outputs, and so needs more data.
+        let line = format!("compress {model} --bits 2 -o a.nwc --force --json --calib {data}");
+        let report = |line: &str| -> Value {
+            serde_json::from_slice(&run(dir.path(), line).stdout).unwrap_or_else(|_| panic!("{line} failed"))
+        };
+        report(&line);
+        let coded = fidelity();
+        let report = report(&format!("{line} --finetune=tower"));
+        assert!((1.99..=2.0).contains(&report["bits_per_weight"].as_f64().unwrap()));
         let towers = report["finetune"].as_array().unwrap();
         assert!(
             towers.len() == 1 && towers[0]["name"] == "vision" && towers[0]["kept"] == true,
             "{towers:?}"
         );
-        assert!(fidelity() < 0.95 * coded, "{} fine-tuned, {coded} without", fidelity());
+        let tuned = fidelity();
+        assert!(tuned < 0.9 * coded, "{tuned} fine-tuned, {coded} without");
     }
 
     /// What calibration writes is what compression reads: shared matrices, experts, stacks of them either way, and those of an expert that had too few tokens.
