@@ -10,7 +10,6 @@ use tempfile::SpooledTempFile;
 use super::encode::{COLUMN_CLASS, COLUMN_SCALE, Encoder, ROW_CLASS, ROW_SCALE, TensorCoder, Worker};
 use super::ldlq::{Factor, Factors, Feedback};
 use super::pins::{AIM, Hunt, Hunts, Pinned, RATE_STEPS, Steps, Taken};
-
 use super::plan::{ClassSpacing, OCTAVE, TensorPlan, Trial, WantedSteps};
 use super::rate::{Estimate, SAMPLE_WEIGHTS, Sample, TensorSample};
 use super::tune::TunedWeights;
