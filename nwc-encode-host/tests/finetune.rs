@@ -133,7 +133,7 @@ fn tuned_towers(subject: &Subject<'_>, settings: &Settings) -> Result<Tuned> {
 }
 
 fn tower_settings() -> Settings {
-    Settings { epochs: 2, batch: 8, learning_rate: 1e-3, ..Settings::tower() }
+    Settings { epochs: 2, batch: 8, learning_rate: 0.05, ..Settings::tower() }
 }
 
 #[test]
