@@ -136,6 +136,8 @@ mod tests {
     /// Makes weights twice as large, so that they take a bit more, and remembers what a decoder is to make of them.
     struct Twice {
         weights: Vec<f32>,
+        /// Weights of the embedding whose steps may move.
+        embedding: Option<Vec<f32>>,
         expected: std::sync::Mutex<Vec<f32>>,
     }
 
@@ -147,7 +149,10 @@ mod tests {
             *self.expected.lock().unwrap() = codec.quantise("linear", &self.weights)?;
             let linear = TunedWeights { values: self.weights.clone(), bound: true };
             let norm = TunedWeights { values: vec![3.0; 64], bound: false };
-            Ok(HashMap::from([("linear".to_owned(), linear), ("norm".to_owned(), norm)]))
+            let embedding = self.embedding.clone().map(|values| TunedWeights { values, bound: false });
+            let embedding = embedding.map(|embedding| ("embed_tokens.weight".to_owned(), embedding));
+            let found = [("linear".to_owned(), linear), ("norm".to_owned(), norm)];
+            Ok(found.into_iter().chain(embedding).collect())
         }
     }
 
@@ -157,31 +162,43 @@ mod tests {
         let mut tensors = OwnedTensors::default();
         let linear = Source::Gaussian.matrix(rows, columns, 1);
         tensors.push_f32("linear", &[rows, columns], &linear);
-        tensors.push_f32("embed_tokens.weight", &[900, 128], &Source::Laplace.matrix(900, 128, 2));
+        let embedding = Source::Laplace.matrix(900, 128, 2);
+        tensors.push_f32("embed_tokens.weight", &[900, 128], &embedding);
         tensors.push_f32("norm", &[64], &[1.0; 64]);
-        let tuner = Twice {
-            weights: linear.iter().map(|weight| 2.0 * weight).collect(),
-            expected: std::sync::Mutex::default(),
-        };
-        let mut file = tempfile::tempfile().unwrap();
-        let settings = Settings::new(Target::Bits(4.0));
-        let report =
-            compress_tuned(&tensors, Vec::new(), &settings, Some(&tuner), &Silent, &mut file).unwrap();
-        assert!(
-            (4.0 - RATE_WINDOW..=4.0).contains(&report.bits_per_weight()),
-            "{}",
-            report.bits_per_weight()
-        );
-        // SAFETY: nothing else writes to the file.
-        let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
-        let container = Container::open(&map, &Limits::default()).unwrap();
-        let mut memory = TableMemory::default();
-        let decoder = Decoder::new(&container, &mut memory).unwrap();
-        let restored = |index: usize| {
-            let bytes = decoder.decode(&decoder.tensors()[index], Checks::All).unwrap();
-            to_f32(DType::F32, &bytes)
-        };
-        assert_eq!(restored(0), *tuner.expected.lock().unwrap());
-        assert_eq!(restored(2), [3.0; 64]);
+        let times = |factor: f32, weights: &[f32]| weights.iter().map(|w| factor * w).collect::<Vec<f32>>();
+        let larger = times(1.1, &embedding);
+        for tuned in [None, Some(larger.clone())] {
+            let tuner = Twice {
+                weights: times(2.0, &linear),
+                embedding: tuned.clone(),
+                expected: std::sync::Mutex::default(),
+            };
+            let mut file = tempfile::tempfile().unwrap();
+            let settings = Settings::new(Target::Bits(4.0));
+            let report =
+                compress_tuned(&tensors, Vec::new(), &settings, Some(&tuner), &Silent, &mut file).unwrap();
+            assert!(
+                (4.0 - RATE_WINDOW..=4.0).contains(&report.bits_per_weight()),
+                "{}",
+                report.bits_per_weight()
+            );
+            // SAFETY: nothing else writes to the file.
+            let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
+            let container = Container::open(&map, &Limits::default()).unwrap();
+            let mut memory = TableMemory::default();
+            let decoder = Decoder::new(&container, &mut memory).unwrap();
+            let restored = |index: usize| {
+                let bytes = decoder.decode(&decoder.tensors()[index], Checks::All).unwrap();
+                to_f32(DType::F32, &bytes)
+            };
+            assert_eq!(restored(0), *tuner.expected.lock().unwrap());
+            assert_eq!(restored(2), [3.0; 64]);
+            // Coded as they were found, at other steps.
+            let distance = |weights: &[f32]| -> f32 {
+                restored(1).iter().zip(weights).map(|(a, b)| (a - b) * (a - b)).sum()
+            };
+            let distances = (distance(&embedding), distance(&larger));
+            assert_eq!(tuned.is_some(), distances.1 < distances.0, "{distances:?}");
+        }
     }
 }
