@@ -59,9 +59,7 @@ impl<B: Backend> Parameters<B> {
     /// Zeros for each of those whose names `wanted` says.
     #[must_use]
     pub fn zeros_where(&self, wanted: impl Fn(&str) -> bool) -> Self {
-        let tensors = self.tensors.iter().filter(|(name, _)| wanted(name));
-        let zeros = tensors.map(|(name, (shape, t))| (name.clone(), (shape.clone(), t.zeros_like())));
-        Self { tensors: zeros.collect() }
+        self.only(wanted).map(|_, tensor| tensor.zeros_like())
     }
 
     /// Brings one of them back.

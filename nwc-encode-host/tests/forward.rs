@@ -110,14 +110,14 @@ fn streamed(
     let parameters = tower.embedding.load(weights, &device).unwrap();
     let mut hidden = tower.embedding.forward(&parameters, input, &device, &mut tap).unwrap();
     errors.check(&format!("{prefix}hidden.0"), &hidden);
-    let padding = tower.padding(input, &device);
+    let tokens = if let Input::Tokens(tokens) = input { Some(tokens) } else { None };
+    let padding = tower.padding(tokens, &device);
     for (index, block) in tower.blocks.iter().enumerate() {
         let parameters = block.load(weights, &device).unwrap();
         hidden = block.forward(&parameters, hidden, padding.as_ref(), &mut tap);
         errors.check(&format!("{prefix}hidden.{}", index + 1), &hidden);
     }
     let parameters = tower.head.load(weights, &device).unwrap();
-    let tokens = if let Input::Tokens(tokens) = input { Some(tokens) } else { None };
     let output = tower.head.forward(&parameters, hidden, tokens, &mut tap).unwrap();
 
     let blocks = tower.blocks.iter().flat_map(Stage::groups);

@@ -20,7 +20,7 @@ use super::Part;
 use super::layout::{COLUMNS, Layout, OUTPUTS, ROWS, Sums};
 use crate::Result;
 use crate::evaluate::{log_sum, outputs};
-use crate::forward::{Batches, Linear, Taps, TensorSpec, Weights, load};
+use crate::forward::{Batches, Linear, Taps, TensorSpec, Weights, load, unit};
 use crate::parameters::{Parameters, values};
 use crate::progress::Progress;
 
@@ -99,12 +99,11 @@ impl Gradients {
                     let noise: Vec<f32> =
                         (0..y.dims().iter().product()).map(|_| StandardNormal.sample(&mut rng)).collect();
                     let noise = Tensor::from_data(TensorData::new(noise, y.dims()), &device);
-                    (y.clone() / y.square().sum_dim(1).sqrt() * noise).sum()
+                    (unit(y) * noise).sum()
                 }
             }
             (Some(x), Some(gradient)) => {
-                let tokens = tokens.map(|tokens| tokens.clone().into());
-                let padding = tokens.and_then(|tokens| part.tower.padding(&tokens, &device));
+                let padding = part.tower.padding(tokens, &device);
                 let y =
                     part.tower.blocks[stage - 1].forward(&tracked, x.clone(), padding.as_ref(), &mut sites);
                 (y * Tensor::from_inner(gradient.clone())).sum()

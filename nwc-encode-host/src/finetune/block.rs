@@ -1,6 +1,6 @@
 //! Fine-tuning of one block.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use burn::tensor::Tensor;
@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::states::{Batch, Sequences};
-use super::{Quantise, Report, Settings, States};
+use super::{Quantise, Report, Settings, States, Tensors};
 use crate::adam::Adam;
 use crate::forward::{Block, Linear, NoTaps, Role, Stage, Weights};
 use crate::parameters::{HostTensor, Parameters, values};
@@ -70,7 +70,7 @@ pub fn tune_block<B: AutodiffBackend>(
     settings: &Settings,
     progress: &dyn Progress,
     device: &B::Device,
-) -> Result<(HashMap<String, HostTensor>, Report)> {
+) -> Result<(Tensors, Report)> {
     let started = Instant::now();
     let first: Parameters<B::InnerBackend> = block.load(original, device)?;
     let mut types = BTreeMap::new();
@@ -93,7 +93,7 @@ pub fn tune_block<B: AutodiffBackend>(
         code(&mut untuned, step, quantise, device)?;
     }
     let before = tuning.error(&untuned)?;
-    let mut tensors: HashMap<String, HostTensor> = HashMap::new();
+    let mut tensors = Tensors::new();
     let mut current = first.clone();
     let mut rate = settings.learning_rate;
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);

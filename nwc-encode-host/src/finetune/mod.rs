@@ -23,10 +23,13 @@ use std::collections::{HashMap, HashSet};
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::compress::Quantise;
-use crate::forward::{Batches, Forward, Linear, Stage, Stream, Taps, Tower, Watch, Weights};
+use crate::forward::{Batches, Forward, Linear, Stage, Stream, Taps, TensorSpec, Tower, Watch, Weights};
 use crate::parameters::HostTensor;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -82,6 +85,24 @@ impl Settings {
         Self { scope: Scope::Tower, epochs: 1, batch: 32, learning_rate: 1.0 / 64.0, ..Self::default() }
     }
 
+    /// Parts sequences, or batches of them, in those that are held out and those that are trained on. `what` they are is for the error.
+    ///
+    /// # Errors
+    /// If there are not two.
+    fn split<T>(&self, mut all: Vec<T>, what: &str) -> Result<(Vec<T>, Vec<T>)> {
+        let count = all.len();
+        if count < 2 {
+            return Err(Error::input(format!(
+                "{count} {what} are too few to train on some and hold out others"
+            ))
+            .remedy("give more data"));
+        }
+        all.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
+        let held_out = ((count as f64 * self.held_out).round() as usize).clamp(1, count - 1);
+        let training = all.split_off(held_out);
+        Ok((all, training))
+    }
+
     /// Checks them.
     ///
     /// # Errors
@@ -121,12 +142,15 @@ pub struct Report {
     pub seconds: f64,
 }
 
+/// Tensors by name.
+pub type Tensors = HashMap<String, HostTensor>;
+
 /// A model, fine-tuned.
 #[derive(Debug, Clone, Default)]
 pub struct Tuned {
     /// By name: weights that are to be coded, as they were when they were coded, in f32; norms and biases as trained, rounded to
     /// the type that they are stored in. What is not here stays as it is.
-    pub tensors: HashMap<String, HostTensor>,
+    pub tensors: Tensors,
     /// Names of tensors in which nothing makes good what is lost: those of a tower that were coded last.
     pub last: HashSet<String>,
     /// Each block, or tower, in the order of the model.
@@ -150,7 +174,7 @@ pub struct Job<'a, B: AutodiffBackend> {
 }
 
 /// Blocks or towers that are finished: the tensors that change, and what it was good for.
-type Done = HashMap<String, (HashMap<String, HostTensor>, Report)>;
+type Done = HashMap<String, (Tensors, Report)>;
 
 impl<B: AutodiffBackend> Job<'_, B> {
     /// Fine-tunes it. With `work` each block's or tower's result is a file, and several processes can share the work.
@@ -188,7 +212,11 @@ impl<B: AutodiffBackend> Job<'_, B> {
             for tower in &towers {
                 match scope {
                     Scope::Block => self.blocks(tower, open.as_ref(), &mut done)?,
-                    Scope::Tower => whole::<B>(tower, open.as_ref(), &mut done)?,
+                    Scope::Tower => {
+                        let piece = (tower.tower.name, tower.passes(), tower.tensors());
+                        let tune = || tower.tune::<B>(open.as_ref());
+                        unless_done(piece, open.as_ref(), progress, &mut done, tune)?;
+                    }
                 }
             }
             if done.len() == names.len() {
@@ -208,6 +236,7 @@ impl<B: AutodiffBackend> Job<'_, B> {
         }
         if scope == Scope::Tower {
             tuned.last = towers.iter().flat_map(TowerJob::last).collect();
+            open.iter().try_for_each(|work| towers.iter().try_for_each(|tower| tower.clear(work)))?;
         }
         Ok(tuned)
     }
@@ -233,69 +262,52 @@ impl<B: AutodiffBackend> Job<'_, B> {
         let mut stream = Stream::new(tower, self.original, batches, &self.device);
         let mut stages = 0;
         for (index, block) in tower.blocks.iter().enumerate() {
-            if done.contains_key(&block.name) {
-                continue;
-            }
-            let claim = match work.map(|work| work.take(&block.name, &block.tensors())).transpose()? {
-                None => None,
-                Some(Turn::Ours(claim)) => Some(claim),
-                Some(Turn::Others) => continue,
-                Some(Turn::Done(result)) => {
-                    progress.advance(passes(block, self.quantise, &self.settings));
-                    done.insert(block.name.clone(), result);
-                    continue;
+            let piece = (&block.name[..], passes(block, self.quantise, &self.settings), block.tensors());
+            unless_done(piece, work, progress, done, || {
+                while stages <= index {
+                    stream.run(stages, &mut Unseen(progress))?;
+                    stages += 1;
                 }
-            };
-            while stages <= index {
-                stream.run(stages, &mut Unseen(progress))?;
-                stages += 1;
-            }
-            let states = stream.hidden().iter().enumerate();
-            let states: Vec<States<B::InnerBackend>> = states
-                .map(|(batch, hidden)| {
-                    States::new(tower, hidden.clone(), batches.tokens(batch), &self.device)
-                })
-                .collect::<Result<_>>()?;
-            let (quantise, settings) = (self.quantise, &self.settings);
-            let result =
-                tune_block::<B>(block, self.original, &states, quantise, settings, progress, &self.device)?;
-            if let Some(work) = work {
-                work.write(&result.0, &result.1)?;
-            }
-            drop(claim);
-            done.insert(block.name.clone(), result);
+                let states = stream.hidden().iter().enumerate();
+                let states: Vec<States<B::InnerBackend>> = states
+                    .map(|(batch, hidden)| {
+                        States::new(tower, hidden.clone(), batches.tokens(batch), &self.device)
+                    })
+                    .collect::<Result<_>>()?;
+                let (quantise, settings) = (self.quantise, &self.settings);
+                tune_block::<B>(block, self.original, &states, quantise, settings, progress, &self.device)
+            })?;
         }
         Ok(())
     }
 }
 
-/// Does a tower, unless somebody has done it or is at it.
-fn whole<B: AutodiffBackend>(
-    tower: &TowerJob<'_, B::InnerBackend>,
+/// Fine-tunes a block or tower (its name, its passes, its tensors) with `tune`, unless that is done or somebody else is at it.
+fn unless_done(
+    (name, passes, tensors): (&str, u64, Vec<TensorSpec>),
     work: Option<&Open<'_>>,
+    progress: &dyn Progress,
     done: &mut Done,
+    tune: impl FnOnce() -> Result<(Tensors, Report)>,
 ) -> Result<()> {
-    let name = tower.tower.name;
     if done.contains_key(name) {
         return Ok(());
     }
-    let result = match work.map(|work| work.take(name, &tower.tensors())).transpose()? {
+    let claim = match work.map(|work| work.take(name, &tensors)).transpose()? {
+        None => None,
+        Some(Turn::Ours(claim)) => Some(claim),
         Some(Turn::Others) => return Ok(()),
         Some(Turn::Done(result)) => {
-            tower.progress.advance(tower.passes());
-            result
-        }
-        mine => {
-            let result = tower.tune::<B>(work)?;
-            if let Some(work) = work {
-                work.write(&result.0, &result.1)?;
-                tower.clear(work)?;
-            }
-            // The claim is kept until then.
-            drop(mine);
-            result
+            progress.advance(passes);
+            done.insert(name.to_owned(), result);
+            return Ok(());
         }
     };
+    let result = tune()?;
+    if let Some(work) = work {
+        work.write(name, &result.0, Some(&result.1))?;
+    }
+    drop(claim);
     done.insert(name.to_owned(), result);
     Ok(())
 }

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Tensor, TensorData};
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::Settings;
+use crate::Result;
 use crate::forward::{Block, NoTaps, Tokens, Tower};
 use crate::parameters::Parameters;
-use crate::{Error, Result};
 
 /// Some sequences that go into a block.
 #[derive(Debug, Clone)]
@@ -35,7 +34,7 @@ impl<B: Backend> States<B> {
         tokens: Option<&Tokens>,
         device: &B::Device,
     ) -> Result<Self> {
-        let padding = tokens.and_then(|tokens| tower.padding::<B>(&tokens.clone().into(), device));
+        let padding = tower.padding::<B>(tokens, device);
         let padding = padding.map(|padding| padding.to_data().iter::<bool>().collect());
         let counted = tokens.map(|tokens| tower.relevant(tokens)).transpose()?.flatten();
         Ok(Self { hidden, padding, counted })
@@ -104,16 +103,7 @@ impl<'a, B: Backend> Sequences<'a, B> {
         for (sample, States { hidden, .. }) in states.iter().enumerate() {
             places.extend((0..hidden.dims()[0]).map(|row| (sample, row)));
         }
-        let all = places.len();
-        if all < 2 {
-            return Err(Error::input(format!(
-                "{all} sequences are too few to train on some and hold out others"
-            ))
-            .remedy("give more data"));
-        }
-        places.shuffle(&mut ChaCha8Rng::seed_from_u64(settings.seed));
-        let held_out = ((all as f64 * settings.held_out).round() as usize).clamp(1, all - 1);
-        let training = places.split_off(held_out);
+        let (held_out, training) = settings.split(places, "sequences")?;
         let by_length = |places: Vec<Place>| {
             let mut lengths: BTreeMap<usize, Vec<Place>> = BTreeMap::new();
             for place in places {
@@ -124,7 +114,7 @@ impl<'a, B: Backend> Sequences<'a, B> {
         Ok(Self {
             states,
             targets: states.iter().map(forward).collect(),
-            held_out: chunks(&by_length(places), settings.batch),
+            held_out: chunks(&by_length(held_out), settings.batch),
             training: by_length(training),
             batch: settings.batch,
         })

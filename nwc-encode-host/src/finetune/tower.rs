@@ -14,14 +14,14 @@ use rayon::prelude::*;
 
 use super::block::{code, norms_and_biases, rounded};
 use super::work::Open;
-use super::{Report, Settings};
+use super::{Report, Settings, Tensors};
+use crate::Result;
 use crate::adam::Adam;
 use crate::compress::Quantise;
 use crate::evaluate::log_sum;
-use crate::forward::{Batches, NoTaps, Role, Stage, TensorSpec, Tokens, Tower, Weights, load};
-use crate::parameters::{HostTensor, Parameters, values};
+use crate::forward::{Batches, NoTaps, Role, Stage, TensorSpec, Tokens, Tower, Weights, load, unit};
+use crate::parameters::{Parameters, values};
 use crate::progress::Progress;
-use crate::{Error, Result};
 
 /// A tower that is fine-tuned as a whole.
 pub(super) struct TowerJob<'a, I: Backend> {
@@ -39,9 +39,6 @@ struct Step {
     stage: usize,
     names: Vec<String>,
 }
-
-/// A tower's tensors that change.
-pub(super) type Tensors = HashMap<String, HostTensor>;
 
 impl<'a, I: Backend> TowerJob<'a, I> {
     /// The stages of the tower: the embedding, blocks, the head.
@@ -117,18 +114,12 @@ impl<'a, I: Backend> TowerJob<'a, I> {
         let before = sequences.error(&untuned)?;
 
         let rates = Rates::new(&steps, &original, &untuned, self.settings.learning_rate);
+        let stages: BTreeSet<usize> = steps.iter().map(|step| step.stage).collect();
         let mut tuning =
-            Tuning { job: self, steps, trained, rates, tensors: HashMap::new(), current: original };
-        let stages: BTreeSet<usize> = tuning.steps.iter().map(|step| step.stage).collect();
-        let resumed = stages.iter().rev().find_map(|&stage| {
-            work?
-                .read(&checkpoint(self.tower, stage), &self.tensors())
-                .transpose()
-                .map(|found| (stage, found))
-        });
+            Tuning { job: self, steps, trained, rates, tensors: Tensors::new(), current: original };
         let mut finished = 0;
-        if let Some((stage, found)) = resumed {
-            tuning.resume(&found?.0, stage)?;
+        if let Some((stage, state)) = self.state(work, &stages)? {
+            tuning.resume(&state, stage)?;
             finished = stage;
         }
         for stage in stages {
@@ -139,22 +130,14 @@ impl<'a, I: Backend> TowerJob<'a, I> {
             }
             tuning.stage::<B>(&sequences, stage)?;
             if let Some(work) = work {
-                let report = Report {
-                    name: checkpoint(self.tower, stage),
-                    before,
-                    after: sequences.error(&tuning.rounded())?,
-                    signal: None,
-                    kept: true,
-                    seconds: started.elapsed().as_secs_f64(),
-                };
-                work.write(&tuning.state(), &report)?;
+                work.write(&checkpoint(self.tower, stage), &tuning.state(), None)?;
                 work.remove(&checkpoint(self.tower, finished))?;
                 finished = stage;
             }
         }
         let rounded = tuning.rounded();
         let after = sequences.error(&rounded)?;
-        let mut tensors = HashMap::new();
+        let mut tensors = Tensors::new();
         // False of what is not a number too.
         let kept = after < before;
         if kept {
@@ -166,6 +149,18 @@ impl<'a, I: Backend> TowerJob<'a, I> {
         Ok((tensors, Report { name, before, after, signal: None, kept, seconds }))
     }
 
+    /// What [`Tuning::state`] was after the last stage that somebody finished, and that.
+    fn state(&self, work: Option<&Open<'_>>, stages: &BTreeSet<usize>) -> Result<Option<(usize, Tensors)>> {
+        let Some(work) = work else { return Ok(None) };
+        let tensors = self.tensors();
+        for &stage in stages.iter().rev() {
+            if let Some((state, _)) = work.read(&checkpoint(self.tower, stage), &tensors)? {
+                return Ok(Some((stage, state)));
+            }
+        }
+        Ok(None)
+    }
+
     /// What comes out of a block, for these texts if it is texts.
     fn block<B: Backend<Device = I::Device>>(
         &self,
@@ -174,7 +169,7 @@ impl<'a, I: Backend> TowerJob<'a, I> {
         stage: usize,
         tokens: Option<&Tokens>,
     ) -> Tensor<B, 3> {
-        let padding = tokens.and_then(|tokens| self.tower.padding::<B>(&tokens.clone().into(), self.device));
+        let padding = self.tower.padding(tokens, self.device);
         self.tower.blocks[stage - 1].forward(parameters, hidden, padding.as_ref(), &mut NoTaps)
     }
 
@@ -196,7 +191,7 @@ impl<'a, I: Backend> TowerJob<'a, I> {
         let outputs = self.tower.head.project(parameters, features, &mut NoTaps);
         match self.tower.head.predicts() {
             Some(_) => outputs,
-            None => outputs.clone() / outputs.square().sum_dim(1).sqrt(),
+            None => unit(outputs),
         }
     }
 }
@@ -324,9 +319,9 @@ impl<I: Backend> Tuning<'_, I> {
         let mut update = 0;
         for step in self.of_stage(stage) {
             self.code(step)?;
-            let open: HashSet<&String> = self.steps[step + 1..].iter().flat_map(|step| &step.names).collect();
+            let later = self.steps[step + 1..].iter().flat_map(|step| &step.names);
             let norms = self.trained.iter().filter(|(_, (at, _))| *at >= stage).map(|(name, _)| name);
-            let open: HashSet<&str> = open.into_iter().chain(norms).map(String::as_str).collect();
+            let open: HashSet<&str> = later.chain(norms).map(String::as_str).collect();
             let adam = adam.get_or_insert_with(|| Adam::new(&self.current, |name| open.contains(name)));
             for _ in 0..epochs {
                 order.shuffle(&mut rng);
@@ -386,17 +381,8 @@ impl<'a, I: Backend> Sequences<'a, I> {
                 batches.push(Batch { hidden: hidden.clone().slice_dim(0, range), tokens, target });
             }
         }
-        let count = batches.len();
-        if count < 2 {
-            return Err(Error::input(format!(
-                "{count} batches of sequences are too few to train on some and hold out others"
-            ))
-            .remedy("give more data"));
-        }
-        let mut training: Vec<usize> = (0..count).collect();
-        training.shuffle(&mut ChaCha8Rng::seed_from_u64(job.settings.seed));
-        let held_out = ((count as f64 * job.settings.held_out).round() as usize).clamp(1, count - 1);
-        let held_out = training.drain(..held_out).collect();
+        let (held_out, training) =
+            job.settings.split((0..batches.len()).collect(), "batches of sequences")?;
         let names: HashSet<String> = job.tower.head.tensors().into_iter().map(|spec| spec.name).collect();
         let head = original.only(|name| names.contains(name));
         Ok(Self { job, stage: 1, batches, head, held_out, training })

@@ -12,7 +12,7 @@ use nwc_decode_core::DType;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use super::{Report, Settings};
+use super::{Report, Settings, Tensors};
 use crate::atomic::AtomicFile;
 use crate::forward::TensorSpec;
 use crate::model::{Model, check_file_name};
@@ -29,6 +29,8 @@ pub(super) const POLL: Duration = Duration::from_millis(250);
 /// Keys of a result's metadata.
 const ORIGIN: &str = "nwc.origin";
 const REPORT: &str = "nwc.report";
+/// What is wrong with a file that has not what it must have.
+const NO_RESULT: &str = "is no result of fine-tuning";
 
 /// What results depend on besides the settings: texts that differ where these differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +87,7 @@ pub(super) struct Open<'a> {
 /// Whose turn a block is.
 pub(super) enum Turn {
     /// Nobody's: it is finished.
-    Done((HashMap<String, HostTensor>, Report)),
+    Done((Tensors, Report)),
     /// That of whoever asks, until the claim is dropped.
     Ours(Claim),
     /// Somebody else's.
@@ -104,12 +106,17 @@ impl Open<'_> {
     /// # Errors
     /// The result is damaged or of something else; the operating system's.
     pub(super) fn take(&self, name: &str, tensors: &[TensorSpec]) -> Result<Turn> {
-        if let Some(result) = self.read(name, tensors)? {
+        let result = || match self.read(name, tensors)? {
+            None => Ok(None),
+            Some((tensors, Some(report))) => Ok(Some((tensors, report))),
+            Some((_, None)) => Err(bad(&self.path(name, "safetensors")?, NO_RESULT)),
+        };
+        if let Some(result) = result()? {
             return Ok(Turn::Done(result));
         }
         let Some(claim) = Claim::make(&self.path(name, "claim")?)? else { return Ok(Turn::Others) };
         // It may have been finished between the two.
-        Ok(self.read(name, tensors)?.map_or(Turn::Ours(claim), Turn::Done))
+        Ok(result()?.map_or(Turn::Ours(claim), Turn::Done))
     }
 
     /// Removes a result, if there is one.
@@ -126,17 +133,15 @@ impl Open<'_> {
         }
     }
 
-    /// Writes a result, under the name that its report has.
+    /// Writes a result, or without a report what others can go on from.
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn write(&self, tensors: &HashMap<String, HostTensor>, report: &Report) -> Result<()> {
-        let path = self.path(&report.name, "safetensors")?;
+    pub(super) fn write(&self, name: &str, tensors: &Tensors, report: Option<&Report>) -> Result<()> {
+        let path = self.path(name, "safetensors")?;
         let json = |value: serde_json::Result<String>| value.expect("strings and numbers");
-        let metadata = HashMap::from([
-            (ORIGIN.to_owned(), json(serde_json::to_string(&self.origin))),
-            (REPORT.to_owned(), json(serde_json::to_string(report))),
-        ]);
+        let mut metadata = HashMap::from([(ORIGIN.to_owned(), json(serde_json::to_string(&self.origin)))]);
+        metadata.extend(report.map(|report| (REPORT.to_owned(), json(serde_json::to_string(report)))));
         let bytes: BTreeMap<&String, (&[usize], Vec<u8>)> = tensors
             .iter()
             .map(|(name, HostTensor { shape, values })| {
@@ -153,7 +158,7 @@ impl Open<'_> {
         file.commit()
     }
 
-    /// Reads a result, if there is one.
+    /// Reads what was written, if there is something.
     ///
     /// # Errors
     /// As [`take`](Self::take).
@@ -161,20 +166,17 @@ impl Open<'_> {
         &self,
         name: &str,
         tensors: &[TensorSpec],
-    ) -> Result<Option<(HashMap<String, HostTensor>, Report)>> {
+    ) -> Result<Option<(Tensors, Option<Report>)>> {
         let path = self.path(name, "safetensors")?;
         if !path.exists() {
             return Ok(None);
         }
-        let bad = |problem: &str| Error::input(problem).file(&path).remedy("remove the file to make it anew");
         let file = Model::open(&path)?;
         let entry = |key: &str| file.files()[0].metadata.as_ref()?.get(key);
         let origin =
             entry(ORIGIN).and_then(|text| serde_json::from_str::<BTreeMap<String, String>>(text).ok());
-        let report = entry(REPORT).and_then(|text| serde_json::from_str::<Report>(text).ok());
-        let (Some(origin), Some(report)) = (origin, report) else {
-            return Err(bad("is no result of fine-tuning"));
-        };
+        let report = entry(REPORT).map(|text| serde_json::from_str::<Report>(text)).transpose();
+        let (Some(origin), Ok(report)) = (origin, report) else { return Err(bad(&path, NO_RESULT)) };
         if let Some((what, _)) = self.origin.iter().find(|(what, text)| origin.get(*what) != Some(text)) {
             let remedy = "give another folder, or the same model, data, codec and settings";
             return Err(Error::input(format!("was made with another {what}")).file(&path).remedy(remedy));
@@ -184,13 +186,17 @@ impl Open<'_> {
         let mut tensors = HashMap::new();
         for (index, tensor) in file.tensors().iter().enumerate() {
             if tensor.dtype != DType::F32 || shapes.get(&tensor.name) != Some(&&tensor.shape) {
-                return Err(bad("is no tensor that could change there").tensor(&tensor.name));
+                return Err(bad(&path, "is no tensor that could change there").tensor(&tensor.name));
             }
             let values = to_f32(DType::F32, file.bytes(index));
             tensors.insert(tensor.name.clone(), HostTensor { shape: tensor.shape.clone(), values });
         }
         Ok(Some((tensors, report)))
     }
+}
+
+fn bad(path: &Path, problem: &str) -> Error {
+    Error::input(problem).file(path).remedy("remove the file to make it anew")
 }
 
 /// Says that a block is being worked at, until it is dropped.

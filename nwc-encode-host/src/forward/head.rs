@@ -12,6 +12,11 @@ use super::stage::{Stage, TensorSpec};
 use crate::parameters::Parameters;
 use crate::{Error, Result};
 
+/// Rows, each made as long as one.
+pub(crate) fn unit<B: Backend>(rows: Tensor<B, 2>) -> Tensor<B, 2> {
+    rows.clone() / rows.square().sum_dim(1).sqrt()
+}
+
 /// Which position stands for all of them.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Pool {

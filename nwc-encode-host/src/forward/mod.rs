@@ -72,6 +72,7 @@ pub use attention::{Attention, Mask};
 pub use block::{Block, Placement};
 pub use embedding::{Embedding, PatchEmbedding, TokenEmbedding};
 pub use feed::{Activation, Experts, Feed, Mlp, Routing};
+pub(crate) use head::unit;
 pub use head::{Head, Pool, Probe};
 pub use input::{Input, Tokens};
 pub use linear::{Linear, NoTaps, Part, Role, Taps};
@@ -247,7 +248,6 @@ impl<B: Backend> Whole<'_, B> {
     fn embeds(&self, tower: &str, input: &Input<B>) -> Result<Tensor<B, 2>> {
         let x = self.tower(tower)?.run(input, &self.device, &mut NoTaps)?;
         let [batch, positions, out] = x.dims();
-        let x = x.reshape([batch * positions, out]);
-        Ok(x.clone() / x.square().sum_dim(1).sqrt())
+        Ok(unit(x.reshape([batch * positions, out])))
     }
 }

@@ -110,8 +110,7 @@ impl<'a, B: Backend> Stream<'a, B> {
         let parameters = block.load::<B>(self.weights, &self.device)?;
         for (index, hidden) in self.hidden.iter_mut().enumerate() {
             watch.batch(index)?;
-            let tokens = self.batches.tokens(index).map(|tokens| Input::Tokens(tokens.clone()));
-            let padding = tokens.and_then(|tokens| self.tower.padding::<B>(&tokens, &self.device));
+            let padding = self.tower.padding(self.batches.tokens(index), &self.device);
             let x = std::mem::replace(hidden, Tensor::empty([1, 1, 1], &self.device));
             *hidden = block.forward(&parameters, x, padding.as_ref(), watch);
         }

@@ -31,8 +31,12 @@ pub struct Tower {
 
 impl Tower {
     /// What is hidden from the other tokens, for [`Block::forward`]: true for padding, `[batch, length]`.
-    pub fn padding<B: Backend>(&self, input: &Input<B>, device: &B::Device) -> Option<Tensor<B, 2, Bool>> {
-        input.tokens().filter(|_| self.hides_padding)?.padding(device)
+    pub fn padding<B: Backend>(
+        &self,
+        tokens: Option<&Tokens>,
+        device: &B::Device,
+    ) -> Option<Tensor<B, 2, Bool>> {
+        tokens.filter(|_| self.hides_padding)?.padding(device)
     }
 
     /// Which tokens of texts what the head puts out depends on, text by text; none if it is all of them. Not padding that is hidden,
@@ -91,7 +95,7 @@ impl<B: Backend> Loaded<'_, B> {
         device: &B::Device,
         taps: &mut dyn Taps<B>,
     ) -> Result<Tensor<B, 3>> {
-        let padding = self.tower.padding(input, device);
+        let padding = self.tower.padding(input.tokens(), device);
         let first = self.tower.embedding.forward(&self.embedding, input, device, taps)?;
         let blocks = self.tower.blocks.iter().zip(&self.blocks);
         Ok(blocks.fold(first, |x, (block, parameters)| block.forward(parameters, x, padding.as_ref(), taps)))
