@@ -25,7 +25,7 @@ pub(crate) enum Subject {
     HeldOut,
     /// The paper's network in real containers, on a Gaussian source and models of `$NWC_ASSETS`: about 40 minutes, most of them training; codecs that are in the target folder already are taken
     Paper,
-    /// What LDLQ costs a weight, from 12 to 151 million weights in the shape of CLIP ViT-B/32: about 5 minutes
+    /// What LDLQ costs a weight, from 12 to 151 million weights in the shape of CLIP ViT-B/32: about 1 minute
     Cost,
     /// What each choice of the encoder and each part of the file costs: about 2 minutes
     Overhead,
