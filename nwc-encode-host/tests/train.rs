@@ -140,7 +140,7 @@ mod with_training {
         // Where there is a GPU, it trains.
         let line = format!("train a.safetensors -o gpu {SHORT} --device cuda");
         if !run(folder, &line).status.success() {
-            let word = if cfg!(feature = "train-cuda") { "nvidia-smi" } else { "--features train-cuda" };
+            let word = if cfg!(feature = "burn-cuda") { "nvidia-smi" } else { "--features full,burn-cuda" };
             let text = refusal(folder, &line);
             assert!(text.contains(word) && text.contains("--device cpu"), "{text}");
         }

@@ -11,6 +11,7 @@ use nwc_encode_host::atomic::AtomicFile;
 use nwc_encode_host::calibrate::{self, Work, calibrate};
 use nwc_encode_host::compress::{Report, Selection, Settings, Target, Tuner, compress_tuned};
 use nwc_encode_host::container::attachments_section;
+use nwc_encode_host::device::Device;
 use nwc_encode_host::evaluate::{Prompts, fidelity, perplexity, zero_shot};
 use nwc_encode_host::finetune::{self, FineTuning};
 use nwc_encode_host::importance::{Importance, Steps};
@@ -258,6 +259,7 @@ pub fn run(choice: &Choice) -> Result<Value> {
                     data: &case.calibration,
                     limits: case.calibration_limits(),
                     settings,
+                    device: Device::Cpu,
                     work: None,
                     progress: &Silent,
                     report: std::sync::Mutex::default(),

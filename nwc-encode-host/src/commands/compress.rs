@@ -18,6 +18,7 @@ use crate::compress::{
     DEFAULT_QUANTISER, Pin, Report, Selection, Settings, Target, Tuner, Tuning, compress_tuned, quantiser,
 };
 use crate::container::attachments_section;
+use crate::device::Device;
 use crate::importance::{Importance, Steps};
 use crate::latents;
 use crate::model::{Model, SkipReason};
@@ -69,8 +70,8 @@ pub struct CompressArgs {
 /// What is learned from data before and while weights are coded.
 #[derive(Debug, Args)]
 pub struct CalibrationArgs {
-    /// Calibrate with these data first, and let steps and feedback follow that: a text, token ids or images with captions, as for `calibrate`; needs the feature `models`
-    #[arg(long, value_name = "DATA", conflicts_with = "hessians")]
+    /// Calibrate with these data first, and let steps and feedback follow that: a text, token ids or images with captions, as for `calibrate`; needs the feature `models`. With --hessians, only fine-tune with them
+    #[arg(long, value_name = "DATA")]
     pub calib: Option<PathBuf>,
     /// Fine-tune the model while it is coded, with the data of --calib
     #[arg(long, requires = "calib", value_name = "SCOPE", num_args = 0..=1, require_equals = true, default_missing_value = "block")]
@@ -78,6 +79,9 @@ pub struct CalibrationArgs {
     /// Passes over the data of --calib after each step of fine-tuning; 5 for blocks and 1 for towers by default
     #[arg(long, requires = "finetune", value_name = "N")]
     pub epochs: Option<usize>,
+    /// What fine-tunes; cuda needs a build with the feature `burn-cuda`
+    #[arg(long, value_enum, default_value_t = Device::Cpu, requires = "finetune")]
+    pub device: Device,
     /// Sequences or images of --calib; all by default
     #[arg(long, value_name = "N", requires = "calib")]
     pub samples: Option<usize>,
@@ -325,7 +329,14 @@ pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
             .remedy(format!("give 0 for none, or at least {CHUNK_ROWS}")));
     }
     let mut coder = args.coding.coder(target, args.seek_points)?;
-    if args.calibration.calib.is_none() {
+    if args.calibration.calib.is_some()
+        && args.coding.hessians.is_some()
+        && args.calibration.finetune.is_none()
+    {
+        return Err(Error::input("--hessians has what --calib would measure")
+            .remedy("leave one of them out, or fine-tune the model with --finetune"));
+    }
+    if args.calibration.calib.is_none() || args.coding.hessians.is_some() {
         coder.follow(&args.coding, args.coding.hessians.as_deref())?;
     }
     // The output first: to find out after an hour of work that it cannot be written helps nobody.
@@ -338,8 +349,8 @@ pub fn run(args: &CompressArgs, progress: &dyn Progress) -> Result<Outcome> {
     let name_file = |error: Error| error.file(&args.model);
     let calibration =
         args.calibration.calib.as_deref().map(|data| Calibration::new(args, data, progress)).transpose()?;
-    if let Some(calibration) = &calibration {
-        coder.follow(&args.coding, Some(calibration.hessians()))?;
+    if let Some(hessians) = calibration.as_ref().and_then(Calibration::hessians) {
+        coder.follow(&args.coding, Some(hessians))?;
     }
     let tuner = calibration.as_ref().and_then(Calibration::tuner);
     let report = match &mut output {
@@ -389,7 +400,8 @@ mod calibrated {
 
     /// What the data of `--calib` gave, and what they are still to be used for.
     pub(super) struct Calibration<'a> {
-        hessians: PathBuf,
+        /// Of calibration, unless there were some.
+        hessians: Option<PathBuf>,
         tuning: Option<FineTuning<'a>>,
         /// Removed with what is in it, if nobody asked for a folder.
         _folder: Option<TempDir>,
@@ -414,19 +426,24 @@ mod calibrated {
                 })?;
                 (folder.path().to_owned(), Some(folder))
             };
-            let hessians = folder.join("hessians.safetensors");
-            // One that was finished is done again, not trusted to be of these data and this model; one that was interrupted goes on.
-            let checkpoint = Work::beside(&hessians);
-            let resume = args.calibration.resume && checkpoint.is_dir();
-            let work = Work { folder: checkpoint, resume, force: args.force };
-            let output = AtomicFile::create(&hessians, args.calibration.resume || args.force)?;
-            let settings = Settings { limits, diagonal: false, outputs: true };
-            with_subject(&args.model, |subject| calibrate(subject, data, settings, &work, output, progress))?;
+            let hessians = args.coding.hessians.is_none().then(|| folder.join("hessians.safetensors"));
+            if let Some(hessians) = &hessians {
+                // One that was finished is done again, not trusted to be of these data and this model; one that was interrupted goes on.
+                let checkpoint = Work::beside(hessians);
+                let resume = args.calibration.resume && checkpoint.is_dir();
+                let work = Work { folder: checkpoint, resume, force: args.force };
+                let output = AtomicFile::create(hessians, args.calibration.resume || args.force)?;
+                let settings = Settings { limits, diagonal: false, outputs: true };
+                with_subject(&args.model, |subject| {
+                    calibrate(subject, data, settings, &work, output, progress)
+                })?;
+            }
             let tuning = args.calibration.finetune.map(|scope| FineTuning {
                 model: &args.model,
                 data,
                 limits,
                 settings: scope.settings(args.calibration.epochs),
+                device: args.calibration.device,
                 work: args
                     .calibration
                     .work_dir
@@ -438,8 +455,9 @@ mod calibrated {
             Ok(Self { hessians, tuning, _folder: temporary })
         }
 
-        pub(super) fn hessians(&self) -> &Path {
-            &self.hessians
+        /// What calibration wrote.
+        pub(super) fn hessians(&self) -> Option<&Path> {
+            self.hessians.as_deref()
         }
 
         pub(super) fn tuner(&self) -> Option<&dyn Tuner> {
@@ -472,7 +490,7 @@ mod calibrated {
             ))
         }
 
-        pub(super) fn hessians(&self) -> &Path {
+        pub(super) fn hessians(&self) -> Option<&Path> {
             match *self {}
         }
 

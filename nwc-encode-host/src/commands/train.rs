@@ -64,7 +64,7 @@ pub struct TrainArgs {
     /// Overwrite the output if it exists, and the checkpoint of a training that was interrupted
     #[arg(long)]
     pub force: bool,
-    /// What trains; cuda needs a build with the feature `train-cuda`
+    /// What trains; cuda needs a build with the feature `burn-cuda`
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub device: Device,
 }

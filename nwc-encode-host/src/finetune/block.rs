@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::{Error, Result};
 
 /// The learning rate falls by this factor after training that did no good.
-const SLOWER: f64 = 0.3;
+pub(super) const SLOWER: f64 = 0.3;
 
 /// What is coded together, step by step: tensors by name.
 fn steps(stage: &dyn Stage, quantise: &dyn Quantise) -> Vec<Vec<String>> {
@@ -125,7 +125,8 @@ pub fn tune_block<B: AutodiffBackend>(
     }
     let signal = tuning.signal();
     let seconds = started.elapsed().as_secs_f64();
-    Ok((tensors, Report { name: block.name.clone(), before, after, signal: Some(signal), kept, seconds }))
+    let name = block.name.clone();
+    Ok((tensors, Report { name, before, after, signal: Some(signal), steps: Vec::new(), kept, seconds }))
 }
 
 /// Puts what a decoder makes of tensors in their place.

@@ -3,20 +3,20 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use burn::backend::{Autodiff, Flex};
-use burn::tensor::Device;
+use burn::tensor::backend::AutodiffBackend;
 
-use super::{Job, Origin, Report, Settings, Work};
+use super::{Job, Origin, Report, Settings, Tuned, Work};
 use crate::Result;
 use crate::calibrate::checksum;
 use crate::compress::{Quantise, TunedWeights, Tuner};
+use crate::device::{Compute, Device};
 use crate::forward::{Batches, Stage};
 use crate::parameters::HostTensor;
 use crate::progress::Progress;
 use crate::samples::{Data, Limits, Samples};
-use crate::subject::with_subject;
+use crate::subject::{Subject, with_subject};
 
-/// A model that is fine-tuned while it is compressed, on the processor.
+/// A model that is fine-tuned while it is compressed.
 pub struct FineTuning<'a> {
     /// The folder of the model.
     pub model: &'a Path,
@@ -26,6 +26,8 @@ pub struct FineTuning<'a> {
     pub limits: Limits,
     /// How.
     pub settings: Settings,
+    /// What trains.
+    pub device: Device,
     /// Where finished blocks are kept, and whether to go on from those.
     pub work: Option<(PathBuf, bool)>,
     /// Who looks on.
@@ -56,15 +58,14 @@ impl Tuner for FineTuning<'_> {
             let work = self.work.as_ref().map(|(folder, resume)| {
                 Ok(Work { folder: folder.clone(), resume: *resume, origin: origin()? })
             });
-            let job = Job::<Autodiff<Flex>> {
-                forward: &subject.forward,
-                original: subject.weights,
-                inputs: inputs.iter().map(|(name, samples)| (*name, samples as &dyn Batches<Flex>)).collect(),
+            let work = work.transpose()?;
+            let tuned = self.device.compute(Run {
+                tuning: self,
+                subject,
+                inputs: &inputs,
                 quantise: codec,
-                settings: self.settings.clone(),
-                device: Device::<Flex>::default(),
-            };
-            let tuned = job.run(work.transpose()?.as_ref(), self.progress)?;
+                work: work.as_ref(),
+            })?;
             let bind = |(name, tensor): (String, HostTensor)| {
                 let bound = !tuned.last.contains(&name);
                 (name, TunedWeights { values: tensor.values, bound })
@@ -82,5 +83,31 @@ impl Tuner for FineTuning<'_> {
             *self.report.lock().expect("nobody panics with it") = tuned.report;
             Ok(weights)
         })
+    }
+}
+
+/// The fine-tuning on some device.
+struct Run<'a> {
+    tuning: &'a FineTuning<'a>,
+    subject: &'a Subject<'a>,
+    inputs: &'a [(&'a str, Samples<'a>)],
+    quantise: &'a dyn Quantise,
+    work: Option<&'a Work>,
+}
+
+impl Compute for Run<'_> {
+    type Output = Tuned;
+
+    fn on<A: AutodiffBackend>(self, device: &A::Device) -> Result<Tuned> {
+        let inputs = self.inputs.iter();
+        let job = Job::<A> {
+            forward: &self.subject.forward,
+            original: self.subject.weights,
+            inputs: inputs.map(|(name, samples)| (*name, samples as &dyn Batches<A::InnerBackend>)).collect(),
+            quantise: self.quantise,
+            settings: self.tuning.settings.clone(),
+            device: device.clone(),
+        };
+        job.run(self.work, self.tuning.progress)
     }
 }

@@ -4,21 +4,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::time::Instant;
 
+use burn::tensor::Tensor;
+use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Tensor, TensorData};
 use nwc_decode_core::DType;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 
-use super::block::{code, norms_and_biases, rounded};
+use super::block::{SLOWER, code, norms_and_biases, rounded};
 use super::work::Open;
-use super::{Report, Settings, Tensors};
+use super::{Report, Settings, StepReport, Tensors};
 use crate::Result;
 use crate::adam::Adam;
 use crate::compress::Quantise;
-use crate::evaluate::log_sum;
 use crate::forward::{Batches, NoTaps, Role, Stage, TensorSpec, Tokens, Tower, Weights, load, unit};
 use crate::parameters::{Parameters, values};
 use crate::progress::Progress;
@@ -53,13 +52,18 @@ impl<'a, I: Backend> TowerJob<'a, I> {
         self.stages().into_iter().flat_map(Stage::tensors).collect()
     }
 
-    /// What is coded, in order. The embedding is coded before the first block is trained, and nothing of it is trained itself.
+    /// What is coded, in order. The embedding and the output layer come first, before anything is trained: all else can make good what is lost
+    /// in them.
     fn steps(&self) -> Vec<Step> {
         let mut seen = HashSet::new();
         let mut steps = Vec::new();
         for (index, stage) in self.stages().into_iter().enumerate() {
             let together = match index {
-                0 => vec![stage.tensors().into_iter().map(|spec| spec.name).collect()],
+                0 => {
+                    let embedding = stage.tensors().into_iter().map(|spec| spec.name);
+                    let [.., output] = by_inputs(&self.tower.head);
+                    vec![embedding.chain(output).collect()]
+                }
                 _ => by_inputs(stage).into(),
             };
             for mut names in together {
@@ -115,11 +119,21 @@ impl<'a, I: Backend> TowerJob<'a, I> {
 
         let rates = Rates::new(&steps, &original, &untuned, self.settings.learning_rate);
         let stages: BTreeSet<usize> = steps.iter().map(|step| step.stage).collect();
+        let name = self.tower.name.to_owned();
+        let report = Report {
+            name,
+            before,
+            after: before,
+            signal: None,
+            steps: Vec::new(),
+            kept: false,
+            seconds: 0.0,
+        };
         let mut tuning =
-            Tuning { job: self, steps, trained, rates, tensors: Tensors::new(), current: original };
+            Tuning { job: self, steps, trained, rates, tensors: Tensors::new(), current: original, report };
         let mut finished = 0;
-        if let Some((stage, state)) = self.state(work, &stages)? {
-            tuning.resume(&state, stage)?;
+        if let Some((stage, state, report)) = self.state(work, &stages)? {
+            tuning.resume(&state, stage, report)?;
             finished = stage;
         }
         for stage in stages {
@@ -130,32 +144,36 @@ impl<'a, I: Backend> TowerJob<'a, I> {
             }
             tuning.stage::<B>(&sequences, stage)?;
             if let Some(work) = work {
-                work.write(&checkpoint(self.tower, stage), &tuning.state(), None)?;
+                work.write(&checkpoint(self.tower, stage), &tuning.state(), &tuning.report)?;
                 work.remove(&checkpoint(self.tower, finished))?;
                 finished = stage;
             }
         }
         let rounded = tuning.rounded();
-        let after = sequences.error(&rounded)?;
+        let mut report = tuning.report;
+        report.after = sequences.error(&rounded)?;
         let mut tensors = Tensors::new();
         // False of what is not a number too.
-        let kept = after < before;
-        if kept {
+        report.kept = report.after < before;
+        if report.kept {
             tensors = tuning.tensors;
             tensors.extend(tuning.trained.keys().map(|name| (name.clone(), rounded.host(name))));
         }
-        let seconds = started.elapsed().as_secs_f64();
-        let name = self.tower.name.to_owned();
-        Ok((tensors, Report { name, before, after, signal: None, kept, seconds }))
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok((tensors, report))
     }
 
-    /// What [`Tuning::state`] was after the last stage that somebody finished, and that.
-    fn state(&self, work: Option<&Open<'_>>, stages: &BTreeSet<usize>) -> Result<Option<(usize, Tensors)>> {
+    /// The last stage that somebody finished, what [`Tuning::state`] was after it, and the report up to it.
+    fn state(
+        &self,
+        work: Option<&Open<'_>>,
+        stages: &BTreeSet<usize>,
+    ) -> Result<Option<(usize, Tensors, Report)>> {
         let Some(work) = work else { return Ok(None) };
         let tensors = self.tensors();
         for &stage in stages.iter().rev() {
-            if let Some((state, _)) = work.read(&checkpoint(self.tower, stage), &tensors)? {
-                return Ok(Some((stage, state)));
+            if let Some((state, report)) = work.read(&checkpoint(self.tower, stage), &tensors)? {
+                return Ok(Some((stage, state, report)));
             }
         }
         Ok(None)
@@ -257,6 +275,8 @@ struct Tuning<'a, I: Backend> {
     tensors: Tensors,
     /// Everything, coded or as trained so far.
     current: Parameters<I>,
+    /// Of what was done so far.
+    report: Report,
 }
 
 impl<I: Backend> Tuning<'_, I> {
@@ -286,8 +306,9 @@ impl<I: Backend> Tuning<'_, I> {
         names.map(|name| (name.clone(), host(name))).collect()
     }
 
-    /// Goes on from what [`state`](Self::state) was after a stage.
-    fn resume(&mut self, state: &Tensors, stage: usize) -> Result<()> {
+    /// Goes on from what [`state`](Self::state) and the report were after a stage.
+    fn resume(&mut self, state: &Tensors, stage: usize, report: Report) -> Result<()> {
+        self.report = report;
         for (name, tensor) in state {
             self.current.insert(name.clone(), tensor.clone(), self.job.device);
         }
@@ -304,7 +325,8 @@ impl<I: Backend> Tuning<'_, I> {
         code(&mut self.current, names, self.job.quantise, self.job.device)
     }
 
-    /// Codes a stage, and trains what is not coded after each step.
+    /// Codes a stage, and trains what is not coded after each step. Training that the held-out sequences do not speak for is undone, and
+    /// what comes after it is slower.
     fn stage<B: AutodiffBackend<InnerBackend = I, Device = I::Device>>(
         &mut self,
         sequences: &Sequences<'_, I>,
@@ -312,29 +334,39 @@ impl<I: Backend> Tuning<'_, I> {
     ) -> Result<()> {
         let Settings { epochs, seed, .. } = *self.job.settings;
         let mut order = sequences.training.clone();
-        let updates = self.of_stage(stage).len() * epochs * order.len();
+        let updates = epochs * order.len();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(stage as u64);
-        let mut adam: Option<Adam<I>> = None;
-        let mut update = 0;
         for step in self.of_stage(stage) {
             self.code(step)?;
             let later = self.steps[step + 1..].iter().flat_map(|step| &step.names);
             let norms = self.trained.iter().filter(|(_, (at, _))| *at >= stage).map(|(name, _)| name);
             let open: HashSet<&str> = later.chain(norms).map(String::as_str).collect();
-            let adam = adam.get_or_insert_with(|| Adam::new(&self.current, |name| open.contains(name)));
+            let mut adam = Adam::new(&self.current, |name| open.contains(name));
+            let (untrained, before) = (self.current.clone(), sequences.error(&self.rounded())?);
+            let undone = self.report.steps.iter().filter(|step| !step.kept).count();
+            // What Adam's steps disturb grows with the square of their size, and must stay a part of what is lost so far.
+            let slower = SLOWER.powi(undone as i32) * (before / self.report.before).sqrt().min(1.0);
+            let mut update = 0;
             for _ in 0..epochs {
                 order.shuffle(&mut rng);
                 for &batch in &order {
                     self.job.progress.check()?;
                     let tracked = Parameters::<B>::tracked_where(&self.current, |name| open.contains(name));
                     let gradients = sequences.loss(&tracked, batch)?.backward();
-                    let rate = |name: &str| self.rates.of(name);
+                    let rate = |name: &str| slower * self.rates.of(name);
                     adam.update(&mut self.current, &tracked, gradients, (update, updates), rate);
                     update += 1;
                 }
                 self.job.progress.advance(1);
             }
+            let after = sequences.error(&self.rounded())?;
+            let kept = after < before;
+            if !kept {
+                self.current = untrained;
+            }
+            let tensor = self.steps[step].names[0].clone();
+            self.report.steps.push(StepReport { tensor, before, after, kept });
         }
         Ok(())
     }
@@ -422,42 +454,25 @@ impl<'a, I: Backend> Sequences<'a, I> {
             let Batch { hidden, tokens, target } = &self.batches[batch];
             let features = self.job.features(parameters, hidden.clone(), self.stage, tokens.as_ref())?;
             let outputs = self.job.outputs(parameters, features);
-            let [count, _] = outputs.dims();
-            sum += self.compare(outputs, target).0 * count as f64;
-            rows += count;
+            let errors = values(&self.compare(outputs, target).0);
+            sum += errors.iter().copied().map(f64::from).sum::<f64>();
+            rows += errors.len();
         }
         Ok(sum / rows as f64)
     }
 
-    /// The mean error of outputs, and its gradient with respect to them: the divergence KL(original || outputs) of tokens in nats, or the
-    /// squared distance of embeddings.
-    fn compare(&self, outputs: Tensor<I, 2>, target: &Tensor<I, 2>) -> (f64, Tensor<I, 2>) {
-        let [rows, width] = outputs.dims();
-        let scale = (rows as f64).recip();
+    /// The error of each row of outputs `[rows, width]`, and the gradient of their mean: the divergence KL(original || outputs) of tokens in
+    /// nats, or the squared distance of embeddings.
+    fn compare(&self, outputs: Tensor<I, 2>, target: &Tensor<I, 2>) -> (Tensor<I, 2>, Tensor<I, 2>) {
+        let scale = (outputs.dims()[0] as f64).recip();
         if self.job.tower.head.predicts().is_none() {
             let difference = outputs - target.clone();
-            let sum = values(&difference.clone().square().sum())[0];
-            return (f64::from(sum) * scale, difference * (2.0 * scale));
+            return (difference.clone().square().sum_dim(1), difference * (2.0 * scale));
         }
-        let wanted = values(&self.job.outputs(&self.head, target.clone()));
-        let mut gradient = values(&outputs);
-        let sums: Vec<f64> = gradient
-            .par_chunks_mut(width)
-            .zip(wanted.par_chunks(width))
-            .map(|(row, wanted)| {
-                let ((top, log), (wanted_top, wanted_log)) = (log_sum(row), log_sum(wanted));
-                let (log, wanted_log) = (top + log as f32, wanted_top + wanted_log as f32);
-                let mut sum = 0.0;
-                for (logit, wanted) in row.iter_mut().zip(wanted) {
-                    let (log_share, wanted_log_share) = (*logit - log, wanted - wanted_log);
-                    let wanted_share = wanted_log_share.exp();
-                    sum += f64::from(wanted_share * (wanted_log_share - log_share));
-                    *logit = (log_share.exp() - wanted_share) * scale as f32;
-                }
-                sum
-            })
-            .collect();
-        let gradient = Tensor::from_data(TensorData::new(gradient, [rows, width]), self.job.device);
-        (sums.iter().sum::<f64>() * scale, gradient)
+        let wanted = log_softmax(self.job.outputs(&self.head, target.clone()), 1);
+        let outputs = log_softmax(outputs, 1);
+        let share = wanted.clone().exp();
+        let gradient = (outputs.clone().exp() - share.clone()) * scale;
+        (((wanted - outputs) * share).sum_dim(1), gradient)
     }
 }

@@ -106,17 +106,12 @@ impl Open<'_> {
     /// # Errors
     /// The result is damaged or of something else; the operating system's.
     pub(super) fn take(&self, name: &str, tensors: &[TensorSpec]) -> Result<Turn> {
-        let result = || match self.read(name, tensors)? {
-            None => Ok(None),
-            Some((tensors, Some(report))) => Ok(Some((tensors, report))),
-            Some((_, None)) => Err(bad(&self.path(name, "safetensors")?, NO_RESULT)),
-        };
-        if let Some(result) = result()? {
+        if let Some(result) = self.read(name, tensors)? {
             return Ok(Turn::Done(result));
         }
         let Some(claim) = Claim::make(&self.path(name, "claim")?)? else { return Ok(Turn::Others) };
         // It may have been finished between the two.
-        Ok(result()?.map_or(Turn::Ours(claim), Turn::Done))
+        Ok(self.read(name, tensors)?.map_or(Turn::Ours(claim), Turn::Done))
     }
 
     /// Removes a result, if there is one.
@@ -133,15 +128,17 @@ impl Open<'_> {
         }
     }
 
-    /// Writes a result, or without a report what others can go on from.
+    /// Writes a result, or what others can go on from.
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn write(&self, name: &str, tensors: &Tensors, report: Option<&Report>) -> Result<()> {
+    pub(super) fn write(&self, name: &str, tensors: &Tensors, report: &Report) -> Result<()> {
         let path = self.path(name, "safetensors")?;
         let json = |value: serde_json::Result<String>| value.expect("strings and numbers");
-        let mut metadata = HashMap::from([(ORIGIN.to_owned(), json(serde_json::to_string(&self.origin)))]);
-        metadata.extend(report.map(|report| (REPORT.to_owned(), json(serde_json::to_string(report)))));
+        let metadata = HashMap::from([
+            (ORIGIN.to_owned(), json(serde_json::to_string(&self.origin))),
+            (REPORT.to_owned(), json(serde_json::to_string(report))),
+        ]);
         let bytes: BTreeMap<&String, (&[usize], Vec<u8>)> = tensors
             .iter()
             .map(|(name, HostTensor { shape, values })| {
@@ -162,11 +159,7 @@ impl Open<'_> {
     ///
     /// # Errors
     /// As [`take`](Self::take).
-    pub(super) fn read(
-        &self,
-        name: &str,
-        tensors: &[TensorSpec],
-    ) -> Result<Option<(Tensors, Option<Report>)>> {
+    pub(super) fn read(&self, name: &str, tensors: &[TensorSpec]) -> Result<Option<(Tensors, Report)>> {
         let path = self.path(name, "safetensors")?;
         if !path.exists() {
             return Ok(None);
@@ -175,8 +168,8 @@ impl Open<'_> {
         let entry = |key: &str| file.files()[0].metadata.as_ref()?.get(key);
         let origin =
             entry(ORIGIN).and_then(|text| serde_json::from_str::<BTreeMap<String, String>>(text).ok());
-        let report = entry(REPORT).map(|text| serde_json::from_str::<Report>(text)).transpose();
-        let (Some(origin), Ok(report)) = (origin, report) else { return Err(bad(&path, NO_RESULT)) };
+        let report = entry(REPORT).and_then(|text| serde_json::from_str::<Report>(text).ok());
+        let (Some(origin), Some(report)) = (origin, report) else { return Err(bad(&path, NO_RESULT)) };
         if let Some((what, _)) = self.origin.iter().find(|(what, text)| origin.get(*what) != Some(text)) {
             let remedy = "give another folder, or the same model, data, codec and settings";
             return Err(Error::input(format!("was made with another {what}")).file(&path).remedy(remedy));

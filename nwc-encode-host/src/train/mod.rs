@@ -14,7 +14,6 @@ use std::f64::consts::LN_2;
 use std::path::Path;
 use std::time::Instant;
 
-use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use rand::{Rng, SeedableRng};
@@ -24,7 +23,7 @@ use serde_json::json;
 
 use crate::adam::Adam;
 use crate::chunks::CHUNK;
-use crate::device::Device;
+use crate::device::{Compute, Device};
 use crate::importance::LEVEL_COSTS;
 use crate::parameters::{HostParameters, Parameters, count};
 use crate::progress::Progress;
@@ -143,36 +142,20 @@ pub(crate) fn train(
     progress: &dyn Progress,
 ) -> Result<Trained> {
     let job = Job { settings, data, checkpoint, checksum: data.checksum(), progress };
-    match device {
-        Device::Cpu => job.run::<Autodiff<Flex>>(&burn::tensor::Device::<Flex>::default(), resume),
-        #[cfg(feature = "train-cuda")]
-        Device::Cuda => job.run::<Autodiff<burn::backend::Cuda>>(&gpu()?, resume),
-        #[cfg(not(feature = "train-cuda"))]
-        Device::Cuda => Err(Error::input("this nwc-encode was built without training on GPUs").remedy(
-            "build it with `CUDARC_CUDA_VERSION=13000 cargo build --release -p nwc-encode-host --features train-cuda`, or use --device cpu",
-        )),
-    }
+    device.compute(Training { job: &job, resume })
 }
 
-/// The first GPU, once something has been done on it.
-#[cfg(feature = "train-cuda")]
-fn gpu() -> Result<burn::tensor::Device<burn::backend::Cuda>> {
-    use std::panic;
-    let device = burn::tensor::Device::<burn::backend::Cuda>::default();
-    // Without a driver or a GPU the backend panics, and its words are for its developers.
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| {}));
-    let tried = panic::catch_unwind(|| {
-        Tensor::<burn::backend::Cuda, 1>::zeros([1], &burn::tensor::Device::<burn::backend::Cuda>::default())
-            .try_into_data()
-            .is_ok()
-    });
-    panic::set_hook(hook);
-    if tried.is_ok_and(|done| done) {
-        Ok(device)
-    } else {
-        Err(Error::input("no NVIDIA GPU can be used")
-            .remedy("see whether nvidia-smi lists one and that its driver is of CUDA 13.0 or later, or use --device cpu"))
+/// To be trained on some device.
+struct Training<'j> {
+    job: &'j Job<'j>,
+    resume: bool,
+}
+
+impl Compute for Training<'_> {
+    type Output = Trained;
+
+    fn on<A: AutodiffBackend>(self, device: &A::Device) -> Result<Trained> {
+        self.job.run::<A>(device, self.resume)
     }
 }
 
