@@ -59,6 +59,19 @@ impl Device {
     }
 }
 
+/// Nothing to compute: whether anything could be.
+#[cfg(feature = "models")]
+pub(crate) struct Nothing;
+
+#[cfg(feature = "models")]
+impl Compute for Nothing {
+    type Output = ();
+
+    fn on<A: AutodiffBackend>(self, _: &A::Device) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// What is computed with burn, on whatever device.
 #[cfg(any(feature = "train", feature = "models"))]
 pub(crate) trait Compute {

@@ -829,6 +829,16 @@ mod with_models {
         let line = line.replace("--bits 3", "--bits 4") + " --resume";
         assert!(refused(&line).contains("codec"));
 
+        // The data can be for fine-tuning alone, on some device.
+        compress(&format!("--hessians h --calib {data} --samples 64 --finetune"));
+        assert!(fs::read(dir.path().join("a.nwc")).unwrap() == once);
+        let line = format!("compress {model} --bits 3 -o c.nwc --calib {data} --hessians h");
+        assert!(refused(&line).contains("--finetune"));
+        if !cfg!(feature = "burn-cuda") {
+            assert!(refused(&format!("{line} --finetune --device cuda")).contains("burn-cuda"));
+        }
+        assert!(!dir.path().join("c.nwc").exists());
+
         // A tower has few outputs, and so needs more data.
         let line = format!("compress {model} --bits 2 -o a.nwc --force --json --calib {data}");
         let report = |line: &str| -> Value {

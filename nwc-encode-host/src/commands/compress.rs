@@ -385,6 +385,7 @@ mod calibrated {
     use crate::atomic::AtomicFile;
     use crate::calibrate::{Settings, Work, calibrate};
     use crate::commands::check_limits;
+    use crate::device::Nothing;
     use crate::finetune::{self, FineTuning};
     use crate::subject::with_subject;
 
@@ -414,6 +415,7 @@ mod calibrated {
             progress: &'a dyn Progress,
         ) -> Result<Self> {
             let limits = check_limits(args.calibration.samples, args.calibration.length)?;
+            args.calibration.device.compute(Nothing)?;
             let (folder, temporary) = if let Some(folder) = &args.calibration.work_dir {
                 std::fs::create_dir_all(folder)
                     .map_err(|error| Error::io("cannot make the folder", folder, error))?;
