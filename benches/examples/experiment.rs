@@ -63,6 +63,17 @@ enum Experiment {
         #[command(flatten)]
         choice: accuracy::Choice,
     },
+    /// Draws again what it found
+    #[cfg(feature = "models")]
+    DrawAccuracy {
+        /// Its results
+        json: PathBuf,
+        /// Where to draw them
+        svg: PathBuf,
+    },
+    /// What feedback of errors leaves of what is lost, by layer
+    #[cfg(feature = "models")]
+    Ldlq(accuracy::Choice),
     /// Perplexity after calibration with other texts
     #[cfg(feature = "models")]
     CalibrationShift(accuracy::Choice),
@@ -112,6 +123,13 @@ fn main() -> Result<()> {
             accuracy::plot(&results, &svg)?;
             results
         }
+        #[cfg(feature = "models")]
+        Experiment::DrawAccuracy { json, svg } => {
+            let record: serde_json::Value = serde_json::from_reader(std::fs::File::open(json)?)?;
+            return accuracy::plot(&record["results"], &svg);
+        }
+        #[cfg(feature = "models")]
+        Experiment::Ldlq(choice) => accuracy::ldlq(&choice)?,
         #[cfg(feature = "models")]
         Experiment::CalibrationShift(choice) => accuracy::shift(&choice)?,
         Experiment::Importance { assets } => importance::run(assets.as_deref())?,

@@ -135,4 +135,4 @@ pub use tables::{MAX_LEVEL, Scratch, ScratchSize, Table, Tables, frequencies};
 pub use tile::{CHUNK_ROWS, Chunk, MAX_LANES, SeekPoint, TileDecoder};
 
 /// The container version that this decoder reads (§2.1).
-pub const FORMAT_VERSION: u16 = 0;
+pub const FORMAT_VERSION: u16 = 1;

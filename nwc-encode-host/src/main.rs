@@ -10,8 +10,8 @@ use nwc_encode_host::progress::Terminal;
 use nwc_encode_host::{Error, ErrorKind, Result};
 
 /// Version of the program, and of the containers that it reads and writes.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (container format: reads 0, writes 0)");
-const _: () = assert!(nwc_decode_core::FORMAT_VERSION == 0, "VERSION names the format");
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (container format: reads 1, writes 1)");
+const _: () = assert!(nwc_decode_core::FORMAT_VERSION == 1, "VERSION names the format");
 
 /// More threads than this are a slip of the keyboard, and would bring the machine down.
 const MAX_JOBS: usize = 1024;

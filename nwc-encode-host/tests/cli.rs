@@ -324,7 +324,7 @@ fn rates_are_met_and_all_commands_agree_on_them() {
         for key in ["bytes", "weights", "split", "bits_per_weight"] {
             assert_eq!(inside[key], report[key], "{key}");
         }
-        assert_eq!(inside["version"], 0);
+        assert_eq!(inside["version"], 1);
         assert_eq!(inside["codec"][0]["quantizer"], "trellis64");
         assert!(number(&inside["required"]["scratch_bytes"]) > 0.0);
         assert!(number(&inside["required"]["state_bytes"]) > 0.0);
@@ -1528,7 +1528,7 @@ fn version_and_completions() {
     let sandbox = Sandbox::new();
     let version = sandbox.run("--version");
     let expected =
-        format!("nwc-encode {} (container format: reads 0, writes 0)\n", env!("CARGO_PKG_VERSION"));
+        format!("nwc-encode {} (container format: reads 1, writes 1)\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(version.text(), expected);
     for shell in ["bash", "zsh", "fish"] {
         let script = sandbox.run(&format!("completions {shell}"));

@@ -1,11 +1,14 @@
-//! Writes the conformance vectors and their ledger.
+//! Writes the conformance vectors, their ledger, and the list of those that are frozen: all of format 1, for ever. New ones may join; it
+//! fails, and writes nothing, if one that is frozen would change.
 //!
 //! With `--check` nothing is written: it fails if a file is missing, differs from what would be written, or should not be there.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::process::ExitCode;
 
+use nwc_decode_core::Crc32;
 use nwc_encode_host::compress::{Settings, Target, compress, quantiser};
 use nwc_encode_host::container::attachments_section;
 use nwc_encode_host::model::Model;
@@ -14,6 +17,8 @@ use nwc_encode_host::tensors::{OwnedTensors, TensorSource};
 use nwc_tests::ledger::{Ledger, folder};
 use nwc_tests::vectors;
 
+/// The list of what is frozen.
+const FROZEN: &str = "frozen.txt";
 /// A few tensors of a real model, compressed by the encoder.
 const REAL: &str = "clip-mini.nwc";
 const TENSORS: [&str; 5] = [
@@ -32,12 +37,20 @@ fn main() -> ExitCode {
         assert!(files.insert(line.file.clone(), bytes).is_none(), "{} is there twice", line.file);
         ledger.vectors.push(line);
     }
-    // What the encoder writes may change with every version of it, and what was once written must still decode: so this one stays as it
-    // is unless it is deleted.
+    // What the encoder writes may change with every version of it, and what was once written must still decode: so this one stays as it is.
     let real = fs::read(folder().join(REAL)).unwrap_or_else(|_| real());
     ledger.vectors.push(vectors::line(REAL, &real));
     files.insert(REAL.to_owned(), real);
     ledger.vectors.extend(vectors::calls());
+    let now = listed(&ledger, &files);
+    let frozen = fs::read_to_string(folder().join(FROZEN)).unwrap_or_default();
+    let changed: Vec<&str> = frozen.lines().filter(|line| !now.lines().any(|other| other == *line)).collect();
+    if !changed.is_empty() {
+        println!("vectors of format 1 never change, and these would:");
+        changed.iter().for_each(|line| println!("{line}"));
+        return ExitCode::FAILURE;
+    }
+    files.insert(FROZEN.to_owned(), now.into_bytes());
     files.insert("ledger.json".to_owned(), ledger.to_text().into_bytes());
 
     let mut problems = Vec::new();
@@ -64,6 +77,17 @@ fn main() -> ExitCode {
     println!("{} files, {bytes} bytes, {} changes", files.len(), problems.len());
     problems.iter().for_each(|problem| println!("{problem}"));
     if check && !problems.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// A line for each vector: the CRC-32 of its bytes and of what the ledger says of it, and its name, or the call.
+fn listed(ledger: &Ledger, files: &BTreeMap<String, Vec<u8>>) -> String {
+    let mut text = String::new();
+    for vector in &ledger.vectors {
+        let (bytes, says) = (Crc32::of(&files[&vector.file]), Crc32::of(vector.to_line().as_bytes()));
+        let name = vector.call.as_ref().unwrap_or(&vector.file);
+        writeln!(text, "{bytes:08x} {says:08x} {name}").expect("strings have room");
+    }
+    text
 }
 
 fn real() -> Vec<u8> {

@@ -726,7 +726,7 @@ class NwcFile:
         require(data[:8] == MAGIC, MAGIC_DIFFERS, "not an NWC file")
         require(size >= 24, TRUNCATED, "no header")
         version, n, header_crc, length = struct.unpack_from("<HHIQ", data, 8)
-        require(version == 0, VERSION, "version %d" % version)
+        require(version == 1, VERSION, "version %d" % version)
         require(1 <= n <= 32, SECTIONS, "%d sections" % n)
         table_end = 24 + 24 * n
         require(size >= table_end, TRUNCATED, "no section table")

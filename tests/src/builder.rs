@@ -638,7 +638,6 @@ pub fn reseal(file: &mut [u8], seals: &[Seal]) {
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs)]
 pub struct File {
-    pub version: u16,
     pub names: Vec<u8>,
     pub entries: Vec<Entry>,
     pub codecs: Vec<Codec>,
@@ -821,7 +820,7 @@ impl File {
 
     /// The bytes of the file.
     pub fn bytes(&self) -> Vec<u8> {
-        write(self.version, &self.sections())
+        write(VERSION, &self.sections())
     }
 
     /// Every checksum that the bytes hold, but those of coded tensors' content.
@@ -864,6 +863,9 @@ fn section_places(sections: &[Section]) -> Vec<Place> {
     }
     places
 }
+
+/// The version of the format.
+pub const VERSION: u16 = 1;
 
 /// Writes header, section table and sections (§2).
 pub fn write(version: u16, sections: &[Section]) -> Vec<u8> {

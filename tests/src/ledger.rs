@@ -38,14 +38,17 @@ pub struct Tensor {
     pub crc: BTreeMap<String, String>,
 }
 
+impl Vector {
+    /// Its line of the ledger.
+    pub fn to_line(&self) -> String {
+        serde_json::to_string(self).expect("a vector can be written")
+    }
+}
+
 impl Ledger {
     /// The JSON text: a line for a vector, so that a change is a line.
     pub fn to_text(&self) -> String {
-        let lines: Vec<String> = self
-            .vectors
-            .iter()
-            .map(|vector| serde_json::to_string(vector).expect("a vector can be written"))
-            .collect();
+        let lines: Vec<String> = self.vectors.iter().map(Vector::to_line).collect();
         format!("{{\"vectors\": [\n{}\n]}}\n", lines.join(",\n"))
     }
 

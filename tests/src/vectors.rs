@@ -3,8 +3,8 @@
 use nwc_decode_core::{Crc32, Error};
 
 use crate::builder::{
-    Attachment, Body, Codec, Coded, File, REQUIRED, Rng, Section, SeekTile, Stream, Table, reseal_header,
-    trellis, write,
+    Attachment, Body, Codec, Coded, File, REQUIRED, Rng, Section, SeekTile, Stream, Table, VERSION,
+    reseal_header, trellis, write,
 };
 use crate::ledger::{Tensor, Vector};
 use crate::naive::{self, DTYPE_SIZES, DTYPES, Kind, Point};
@@ -982,7 +982,7 @@ fn recoded(change: impl FnOnce(&mut Coded)) -> Vec<u8> {
 fn cut(change: impl FnOnce(&mut Vec<Section>)) -> Vec<u8> {
     let mut sections = base().sections();
     change(&mut sections);
-    write(0, &sections)
+    write(VERSION, &sections)
 }
 
 /// The base with a change to its bytes.
@@ -1015,7 +1015,8 @@ fn headers(bad: &mut Vec<Bad>) {
         (Error::Truncated, "longer-stated", header(|b| b[16..24].copy_from_slice(&u64::MAX.to_le_bytes()))),
         (Error::Magic, "first-byte", bytes(|b| b[0] ^= 0x80)),
         (Error::Magic, "line-ends", bytes(|b| b[4] = b'\n')),
-        (Error::Version, "newer", header(|b| b[8] = 1)),
+        (Error::Version, "draft", header(|b| b[8] = 0)),
+        (Error::Version, "newer", header(|b| b[8] = 2)),
         (Error::Version, "high-byte", header(|b| b[9] = 1)),
         (Error::HeaderChecksum, "length", bytes(|b| b[16] ^= 1)),
         (Error::HeaderChecksum, "checksum", bytes(|b| b[12] ^= 1)),
@@ -1032,7 +1033,7 @@ fn sections(bad: &mut Vec<Bad>) {
     };
     let kind = |place: usize, kind: u32| cut(|s| s[place].kind = kind);
     bad.extend([
-        (Error::Sections, "none", write(0, &[])),
+        (Error::Sections, "none", write(VERSION, &[])),
         (Error::Sections, "33-sections", many(33)),
         (
             Error::Sections,
@@ -1046,7 +1047,7 @@ fn sections(bad: &mut Vec<Bad>) {
             let mut sections = base().sections();
             let end = 128 + sections[0].bytes.len();
             sections[1].gap = Some(vec![1; end.next_multiple_of(64) - end]);
-            write(0, &sections)
+            write(VERSION, &sections)
         }),
         (Error::Sections, "gap-of-64", cut(|s| s[0].gap = Some(vec![0; 128 + 64 - 96]))),
         (Error::Sections, "not-aligned", cut(|s| s[0].gap = Some(vec![0; 36]))),
@@ -1075,7 +1076,7 @@ fn sections(bad: &mut Vec<Bad>) {
         (Error::Sections, "attachments-required", {
             let mut sections = File { attachments: Some(Vec::new()), ..base() }.sections();
             sections[3].kind |= REQUIRED;
-            write(0, &sections)
+            write(VERSION, &sections)
         }),
         (Error::Sections, "data-checksum", cut(|s| s[2].crc = Some(1))),
         (Error::SectionChecksum, "directory", cut(|s| s[0].crc = Some(1))),
@@ -1083,9 +1084,9 @@ fn sections(bad: &mut Vec<Bad>) {
         (Error::SectionChecksum, "attachments", {
             let mut sections = File { attachments: Some(Vec::new()), ..base() }.sections();
             sections[3].crc = Some(1);
-            write(0, &sections)
+            write(VERSION, &sections)
         }),
-        (Error::UnknownSection, "kind", changed(|f| f.others.push((3, 9 | REQUIRED, vec![1])))),
+        (Error::UnknownSection, "kind", changed(|f| f.others.push((3, 0x7FFF_FFFE | REQUIRED, vec![1])))),
         (Error::UnknownSection, "empty", changed(|f| f.others.push((0, 0x7FFF_FFFF | REQUIRED, Vec::new())))),
     ]);
 }
@@ -1218,7 +1219,7 @@ fn geometries(bad: &mut Vec<Bad>) {
         (Error::Geometry, "data-without-items", {
             let mut sections = File::default().sections();
             sections[2].bytes = vec![0; 4];
-            write(0, &sections)
+            write(VERSION, &sections)
         }),
         (Error::Geometry, "length-far-out", recoded(|c| c.len = Some(1 << 40))),
         (Error::Geometry, "not-aligned", changed(|f| f.entries[0].gap = Some(2))),
@@ -1287,7 +1288,7 @@ fn codec_fields(bad: &mut Vec<Bad>) {
             let mut sections = small_batched().sealed().sections();
             sections[1].bytes.truncate(1 + 4 + 3 + 15);
             sections[1].bytes[1] = 3 + 15;
-            write(0, &sections)
+            write(VERSION, &sections)
         }),
         (Error::Codec, "quantiser", codec(&|c| c.quantiser = 2)),
         (
@@ -1361,12 +1362,12 @@ fn codec_fields(bad: &mut Vec<Bad>) {
             let mut sections = small_learned().sealed().sections();
             sections[1].bytes.truncate(1 + 4 + 300);
             sections[1].bytes[1..5].copy_from_slice(&300u32.to_le_bytes());
-            write(0, &sections)
+            write(VERSION, &sections)
         }),
         (Error::Codec, "padding-not-zero", section(&|b| *b.last_mut().expect("a codec is there") |= 0x80)),
-        (Error::Unsupported, "synthesis", codec(&|c| c.synthesis = 3)),
-        (Error::Unsupported, "entropy-mode", codec(&|c| c.entropy_mode = 1)),
-        (Error::Unsupported, "layers", recoded(|c| c.layers = 2)),
+        (Error::Unsupported, "synthesis", codec(&|c| c.synthesis = 255)),
+        (Error::Unsupported, "entropy-mode", codec(&|c| c.entropy_mode = 255)),
+        (Error::Unsupported, "layers", recoded(|c| c.layers = 255)),
         (Error::Unsupported, "no-layers", recoded(|c| c.layers = 0)),
     ]);
 }
@@ -1534,7 +1535,7 @@ fn attached(bad: &mut Vec<Bad>) {
         let file = File { attachments: Some(vec![Attachment::stored("a", b"content")]), ..File::default() };
         let mut sections = file.sections();
         change(&mut sections[3].bytes);
-        write(0, &sections)
+        write(VERSION, &sections)
     };
     let stored = |change: &dyn Fn(&mut Attachment)| {
         let mut file = Attachment::stored("a", b"content");
@@ -1602,7 +1603,7 @@ fn seek_points(bad: &mut Vec<Bad>) {
     let section = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut sections = base.sections();
         change(&mut sections[2].bytes);
-        write(0, &sections)
+        write(VERSION, &sections)
     };
     let tiles = |change: &dyn Fn(&mut Vec<SeekTile>)| {
         let mut file = base.clone();
@@ -1621,12 +1622,12 @@ fn seek_points(bad: &mut Vec<Bad>) {
         (Error::Sections, "seek-required", {
             let mut sections = base.sections();
             sections[2].kind |= REQUIRED;
-            write(0, &sections)
+            write(VERSION, &sections)
         }),
         (Error::SectionChecksum, "seek", {
             let mut sections = base.sections();
             sections[2].crc = Some(1);
-            write(0, &sections)
+            write(VERSION, &sections)
         }),
         (Error::Seek, "empty-section", section(&Vec::clear)),
         (Error::Seek, "one-tile-more", section(&|b| b[0] += 1)),

@@ -31,6 +31,8 @@ pub(crate) enum Subject {
     Overhead,
     /// Perplexity and zero-shot accuracy of the models of `$NWC_ASSETS` at 1.5 to 4 bits, step by step and next to baselines, with a plot: about 2 hours
     Accuracy,
+    /// What feedback of errors (LDLQ) leaves of tr(E H E^T) in the models of `$NWC_ASSETS`, by layer: about 4 minutes
+    Ldlq,
     /// Perplexity of the language models of `$NWC_ASSETS` after calibration with other texts: about 1 hour
     CalibrationShift,
 }
@@ -45,7 +47,7 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
         println!("set NWC_ASSETS to the folder with models/ to measure those too");
     }
     let svg = |name: &str| Some(root().join(format!("docs/{name}.svg")).display().to_string());
-    if matches!(subject, Subject::Accuracy | Subject::CalibrationShift) && assets.is_none() {
+    if matches!(subject, Subject::Accuracy | Subject::Ldlq | Subject::CalibrationShift) && assets.is_none() {
         println!("skipped: it runs those");
         return Ok(());
     }
@@ -59,6 +61,7 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
         Subject::Cost => ("cost", [None, None]),
         Subject::Overhead => ("overhead", [assets, None]),
         Subject::Accuracy => ("accuracy", [svg("accuracy"), assets]),
+        Subject::Ldlq => ("ldlq", [assets, None]),
         Subject::CalibrationShift => ("calibration-shift", [assets, None]),
         Subject::Synthesis => return syntheses(assets),
         Subject::Paper => {
@@ -68,6 +71,7 @@ pub(crate) fn run(subject: Subject) -> Result<()> {
     };
     let (features, options): (&[&str], &[&str]) = match subject {
         Subject::Accuracy => (&["--features", "models"], &["--windows", WINDOWS]),
+        Subject::Ldlq => (&["--features", "models"], &["--bits", "2", "3", "4"]),
         Subject::CalibrationShift => (&["--features", "models"], &["--windows", WINDOWS, "--bits", "2", "3"]),
         _ => (&[], &[]),
     };

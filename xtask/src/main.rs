@@ -95,7 +95,7 @@ enum Verb {
         /// What to try
         subject: experiment::Subject,
     },
-    /// Write the conformance vectors again, after a change of the format
+    /// Write new conformance vectors; those that are there never change
     Vectors {
         /// Only compare them with those that are there
         #[arg(long)]

@@ -1,7 +1,7 @@
 //! What compression costs a model: perplexity of language models, zero-shot accuracy of image models, at equal bits on disk, step by step from
 //! no calibration to fine-tuning, next to rounding to the nearest and GPTQ with groups of 128.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -367,6 +367,50 @@ pub fn shift(choice: &Choice) -> Result<Value> {
                 row["calibration"] = json!(text);
                 rows.push(row);
             }
+        }
+    }
+    Ok(Value::Array(rows))
+}
+
+/// What feedback leaves of tr(E H E^T) at the same steps, by tensor, block and kind of layer.
+pub fn ldlq(choice: &Choice) -> Result<Value> {
+    let mut rows = Vec::new();
+    for name in &choice.models {
+        let case = Case::new(name, &choice.assets, choice.windows);
+        let folder = TempDir::new()?;
+        let hessians = folder.path().join("h.safetensors");
+        case.calibrate(&case.calibration, &hessians)?;
+        for &bits in &choice.bits {
+            let (_, report) = encode(&case, &Rung::Ldlq.settings(bits, &hessians)?, None, folder.path())?;
+            // Of the model, each block and each kind: lost with feedback, and without.
+            let mut all = [0.0; 2];
+            let (mut blocks, mut kinds) = (BTreeMap::new(), BTreeMap::new());
+            let mut tensors = BTreeMap::new();
+            for tensor in &report.tensors {
+                let Some(ldlq) = &tensor.ldlq else { continue };
+                let mut parts = tensor.name.rsplit('.').skip(1);
+                let kind = parts.next().unwrap_or(&tensor.name).to_owned();
+                let block = tensor.name.split('.').find_map(|part| part.parse::<usize>().ok());
+                let tower = tensor.name.split(['.', '_']).next().unwrap_or_default();
+                let block = block.map(|block| format!("{tower} {block}"));
+                let sums = [Some(&mut all), Some(kinds.entry(kind).or_insert([0.0; 2]))];
+                let of_block = block.map(|block| blocks.entry(block).or_insert([0.0; 2]));
+                for sum in sums.into_iter().chain([of_block]).flatten() {
+                    *sum = [sum[0] + ldlq.lost, sum[1] + ldlq.lost_without];
+                }
+                tensors.insert(&tensor.name, ldlq.lost / ldlq.lost_without);
+            }
+            let ratio = |[with, without]: [f64; 2]| with / without;
+            let ratios = |sums: BTreeMap<String, [f64; 2]>| -> BTreeMap<String, f64> {
+                sums.into_iter().map(|(name, sums)| (name, ratio(sums))).collect()
+            };
+            let worst = tensors.values().copied().fold(0.0, f64::max);
+            eprintln!("{name:<14} {bits} bits {:.4}, of a tensor {worst:.4} at most", ratio(all));
+            rows.push(json!({
+                "model": name, "bits": bits, "bits_per_weight": report.bits_per_weight(),
+                "left": ratio(all), "worst": worst, "by_block": ratios(blocks), "by_kind": ratios(kinds),
+                "by_tensor": tensors,
+            }));
         }
     }
     Ok(Value::Array(rows))
