@@ -549,49 +549,38 @@ impl Job<'_> {
         Ok((coded, stored))
     }
 
-    /// Codes weights that are bound to their steps at those. What they now take more or less is made good by the others' steps.
+    /// Codes weights that are bound to their steps at those. What they now take more or less is made good by the others' steps; if that would take
+    /// too much of those, all are coded at steps of their own.
     pub(super) fn code_tuned(&self, planned: &mut Planned, met: Met) -> Result<Met> {
-        let Met { mut steps, mut estimates, .. } = met;
+        let Met { steps, estimates, .. } = met;
         let weights = planned.weights as f64;
         let (limit, per_bit) = (self.limit(weights), weights / 8.0);
         let is_bound = |index: usize| self.tuned.get(&index).is_some_and(|tuned| tuned.bound);
         let is_other = |index: usize| !is_bound(index) && self.pin_of(index).is_none();
         let others = planned.plans.iter().filter(|(index, _)| is_other(*index));
         let others: usize = others.map(|(_, plan)| plan.view.elements()).sum();
-        let move_others = |planned: &mut Planned, more: i32| {
-            let plans = planned.plans.iter_mut().filter(|(index, _)| is_other(*index));
-            plans.for_each(|(_, plan)| plan.step += more);
-        };
-        let (mut moved, mut best) = (0, None);
+        let mut moved = 0;
         for _ in 0..MAX_TRIES {
             let coded = self.pass(planned, steps.free, &estimates)?;
             let bytes = self.objective(&self.layout(&coded)?) as f64;
             if limit.is_infinite() || (limit - RATE_WINDOW * per_bit..=limit).contains(&bytes) {
                 return Ok(Met { steps, estimates, coded });
             }
-            if bytes <= limit {
-                best = Some((steps.clone(), moved, coded));
-            }
             // An octave is a bit a weight.
-            let octaves = |weights: f64| (bytes - (limit - AIM * per_bit)) * 8.0 / weights * OCTAVE;
-            let more = octaves(others.max(1) as f64).round() as i32;
-            if others > 0 && (moved + more).abs() <= MAX_MOVED {
-                moved += more;
-                move_others(planned, more);
-            } else {
-                self.progress.warn("the rate is met with other steps than weights were tuned for, which makes up for less of what is lost");
-                steps.free += octaves(planned.free_weights().max(1) as f64).round() as i32;
-                planned.move_to(self.settings, &steps);
-                estimates = planned.estimate(steps.free);
+            let octaves = (bytes - (limit - AIM * per_bit)) * 8.0 / others.max(1) as f64;
+            let more = (octaves * OCTAVE).round() as i32;
+            if others == 0 || (moved + more).abs() > MAX_MOVED {
+                break;
             }
+            moved += more;
+            let plans = planned.plans.iter_mut().filter(|(index, _)| is_other(*index));
+            plans.for_each(|(_, plan)| plan.step += more);
         }
-        let (steps, at, coded) = best.ok_or_else(|| {
-            Error::input("no steps meet the target with the tuned weights").remedy("choose another rate")
-        })?;
-        move_others(planned, at - moved);
-        planned.move_to(self.settings, &steps);
-        let estimates = planned.estimate(steps.free);
-        Ok(Met { steps, estimates, coded })
+        self.progress.warn(
+            "the rate is met with other steps than weights were tuned for, which makes up for less of what is lost",
+        );
+        *planned = self.measure()?;
+        self.meet_target(planned)
     }
 
     /// About how many bytes count at these steps, to which pinned tensors are moved, and the codecs that suit them.

@@ -201,4 +201,26 @@ mod tests {
             assert_eq!(tuned.is_some(), distances.1 < distances.0, "{distances:?}");
         }
     }
+
+    /// Twice as large weights take a bit more at the same steps, and there is nothing else to make that good.
+    #[test]
+    fn the_rate_is_met_with_other_steps_where_all_are_bound() {
+        let linear = Source::Gaussian.matrix(256, 192, 1);
+        let mut tensors = OwnedTensors::default();
+        tensors.push_f32("linear", &[256, 192], &linear);
+        tensors.push_f32("norm", &[64], &[1.0; 64]);
+        let tuner = Twice {
+            weights: linear.iter().map(|w| 2.0 * w).collect(),
+            embedding: None,
+            expected: std::sync::Mutex::default(),
+        };
+        for bits in [2.0, 4.0] {
+            let mut file = tempfile::tempfile().unwrap();
+            let settings = Settings::new(Target::Bits(bits));
+            let report =
+                compress_tuned(&tensors, Vec::new(), &settings, Some(&tuner), &Silent, &mut file).unwrap();
+            let found = report.bits_per_weight();
+            assert!((bits - RATE_WINDOW..=bits).contains(&found), "{found} of {bits}");
+        }
+    }
 }

@@ -22,6 +22,9 @@ use crate::forward::{Batches, NoTaps, Role, Stage, TensorSpec, Tokens, Tower, We
 use crate::parameters::{Parameters, values};
 use crate::progress::Progress;
 
+/// The rate rises by this factor after training that did good, up to what it was at first.
+const FASTER: f64 = 2.0;
+
 /// A tower that is fine-tuned as a whole.
 pub(super) struct TowerJob<'a, I: Backend> {
     pub(super) tower: &'a Tower,
@@ -326,7 +329,7 @@ impl<I: Backend> Tuning<'_, I> {
     }
 
     /// Codes a stage, and trains what is not coded after each step. Training that the held-out sequences do not speak for is undone, and
-    /// what comes after it is slower.
+    /// what comes after it is slower for a while.
     fn stage<B: AutodiffBackend<InnerBackend = I, Device = I::Device>>(
         &mut self,
         sequences: &Sequences<'_, I>,
@@ -344,9 +347,13 @@ impl<I: Backend> Tuning<'_, I> {
             let open: HashSet<&str> = later.chain(norms).map(String::as_str).collect();
             let mut adam = Adam::new(&self.current, |name| open.contains(name));
             let (untrained, before) = (self.current.clone(), sequences.error(&self.rounded())?);
-            let undone = self.report.steps.iter().filter(|step| !step.kept).count();
+            let steps = self.report.steps.iter();
+            let slower = steps.fold(1.0, |rate: f64, step| match step.kept {
+                true => (rate * FASTER).min(1.0),
+                false => rate * SLOWER,
+            });
             // What Adam's steps disturb grows with the square of their size, and must stay a part of what is lost so far.
-            let slower = SLOWER.powi(undone as i32) * (before / self.report.before).sqrt().min(1.0);
+            let slower = slower * (before / self.report.before).sqrt().min(1.0);
             let mut update = 0;
             for _ in 0..epochs {
                 order.shuffle(&mut rng);
