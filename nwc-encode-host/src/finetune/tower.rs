@@ -348,10 +348,12 @@ impl<I: Backend> Tuning<'_, I> {
             let mut adam = Adam::new(&self.current, |name| open.contains(name));
             let (untrained, before) = (self.current.clone(), sequences.error(&self.rounded())?);
             let steps = self.report.steps.iter();
-            let slower = steps.fold(1.0, |rate: f64, step| match step.kept {
-                true => (rate * FASTER).min(1.0),
-                false => rate * SLOWER,
-            });
+            let slower = steps.fold(
+                1.0,
+                |rate: f64, step| {
+                    if step.kept { (rate * FASTER).min(1.0) } else { rate * SLOWER }
+                },
+            );
             // What Adam's steps disturb grows with the square of their size, and must stay a part of what is lost so far.
             let slower = slower * (before / self.report.before).sqrt().min(1.0);
             let mut update = 0;
