@@ -392,8 +392,8 @@ fn unknown_sections() -> File {
     File {
         attachments: Some(Vec::new()),
         others: vec![
-            (0, 6, b"before the directory".to_vec()),
-            (2, 0x1234, Vec::new()),
+            (0, 0x7FFF_FF00, b"before the directory".to_vec()),
+            (2, 0x7FFF_FF34, Vec::new()),
             (6, 0x7FFF_FFFF, vec![7; 65]),
         ],
         ..small_sides()
@@ -1028,7 +1028,7 @@ fn sections(bad: &mut Vec<Bad>) {
     let many = |count: usize| {
         cut(|s| {
             let other = Section { kind: 0, bytes: Vec::new(), crc: None, offset: None, len: None, gap: None };
-            s.extend((0..count - 3).map(|i| Section { kind: 100 + i as u32, ..other.clone() }));
+            s.extend((0..count - 3).map(|i| Section { kind: 0x7FFF_FF00 + i as u32, ..other.clone() }));
         })
     };
     let kind = |place: usize, kind: u32| cut(|s| s[place].kind = kind);
@@ -1113,8 +1113,8 @@ fn directories(bad: &mut Vec<Bad>) {
         (Error::Directory, "bytes-left", cut(|s| s[0].bytes.push(0))),
         (Error::Directory, "overlong-varint", spliced(&dims, &overlong)),
         (Error::Directory, "endless-varint", spliced(&dims, &endless)),
-        (Error::Directory, "coding", changed(|f| f.entries[2].coding = 3)),
-        (Error::Directory, "dtype", changed(|f| f.entries[1].dtype = 15)),
+        (Error::Directory, "coding", changed(|f| f.entries[2].coding = 255)),
+        (Error::Directory, "dtype", changed(|f| f.entries[1].dtype = 255)),
         (Error::Directory, "coded-integers", changed(|f| f.entries[0].dtype = I32)),
         (Error::Directory, "coded-f64", changed(|f| f.entries[0].dtype = 3)),
         (Error::Directory, "alias-of-itself", no_alias(2)),
@@ -1290,7 +1290,7 @@ fn codec_fields(bad: &mut Vec<Bad>) {
             sections[1].bytes[1] = 3 + 15;
             write(VERSION, &sections)
         }),
-        (Error::Codec, "quantiser", codec(&|c| c.quantiser = 2)),
+        (Error::Codec, "quantiser", codec(&|c| c.quantiser = 255)),
         (
             Error::Codec,
             "no-state-bits",
