@@ -33,7 +33,7 @@ pub(crate) enum Subject {
     Accuracy,
     /// What feedback of errors (LDLQ) leaves of tr(E H E^T) in the models of `$NWC_ASSETS`, by layer: about 4 minutes
     Ldlq,
-    /// Perplexity of the language models of `$NWC_ASSETS` after calibration with other texts: about 1 hour
+    /// Perplexity of the language models of `$NWC_ASSETS` after calibration with other texts: about 15 minutes
     CalibrationShift,
 }
 

@@ -154,7 +154,9 @@ impl<'a, I: Backend> TowerJob<'a, I> {
         }
         let rounded = tuning.rounded();
         let mut report = tuning.report;
-        report.after = sequences.error(&rounded)?;
+        // Nothing has changed since.
+        let last = report.steps.last();
+        report.after = last.map_or(before, |step| if step.kept { step.after } else { step.before });
         let mut tensors = Tensors::new();
         // False of what is not a number too.
         report.kept = report.after < before;
@@ -347,13 +349,9 @@ impl<I: Backend> Tuning<'_, I> {
             let open: HashSet<&str> = later.chain(norms).map(String::as_str).collect();
             let mut adam = Adam::new(&self.current, |name| open.contains(name));
             let (untrained, before) = (self.current.clone(), sequences.error(&self.rounded())?);
+            let factor = |step: &StepReport| if step.kept { FASTER } else { SLOWER };
             let steps = self.report.steps.iter();
-            let slower = steps.fold(
-                1.0,
-                |rate: f64, step| {
-                    if step.kept { (rate * FASTER).min(1.0) } else { rate * SLOWER }
-                },
-            );
+            let slower = steps.fold(1.0, |rate: f64, step| (rate * factor(step)).min(1.0));
             // What Adam's steps disturb grows with the square of their size, and must stay a part of what is lost so far.
             let slower = slower * (before / self.report.before).sqrt().min(1.0);
             let mut update = 0;
